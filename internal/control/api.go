@@ -1,0 +1,271 @@
+package control
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Operations of the daemon's control socket, by name, with the types of their
+// arguments and results. Each runs on a connection of its own (see package comment).
+const (
+	OpVersion = "version" // nil → Version
+	OpInfo    = "info"    // nil → Info
+	OpStat    = "stat"    // nil → map[string]int64
+	OpStop    = "daemon.stop"
+
+	OpPull    = "image.pull"    // PullArgs, events Progress → Image
+	OpImages  = "image.list"    // nil → []Image
+	OpInspect = "image.inspect" // RefArgs → ImageDetail
+	OpRmi     = "image.remove"  // RemoveImagesArgs → []Removed
+	OpPush    = "image.push"    // PushArgs, events Progress → Pushed
+	OpConvert = "image.convert" // ConvertArgs, events Progress → Pushed
+	OpTag     = "image.tag"     // TagArgs
+
+	OpMount   = "mount.prepare" // MountArgs, events Progress → Mount
+	OpMounted = "mount.record"  // Mount: the client has mounted it at Target
+	OpMounts  = "mount.list"    // nil → []Mount
+	OpUmount  = "mount.remove"  // Mount (Target): the client has unmounted it
+
+	OpCreate  = "container.create"  // CreateArgs, events Progress → Created
+	OpStart   = "container.start"   // ContainerArgs → Created
+	OpPs      = "container.list"    // PsArgs → []Container
+	OpResolve = "container.resolve" // ContainerArgs → Container
+	OpCInsp   = "container.inspect" // ContainerArgs → json.RawMessage
+	OpLogs    = "container.logs"    // ContainerArgs → Container, and one descriptor: the log file, read-only
+	OpRm      = "container.remove"  // RemoveContainerArgs → Container
+)
+
+// Error codes that travel over the socket.
+const (
+	CodeNotFound    = "not_found"
+	CodeExists      = "exists"
+	CodeInvalid     = "invalid"
+	CodeDenied      = "denied"
+	CodeInUse       = "in_use"
+	CodeUnavailable = "unavailable"
+	CodeUnsupported = "unsupported"
+	CodeInternal    = "internal"
+)
+
+// Version is the answer to OpVersion.
+type Version struct {
+	Version  string
+	Commit   string
+	Go       string
+	Protocol int
+	Pid      int // of the worker
+}
+
+// Info is the answer to OpInfo.
+type Info struct {
+	Version    Version
+	Root, Run  string
+	Backend    string            // how images are mounted: "erofs"
+	Kernel     string            // uname -r
+	Features   map[string]string // probed kernel features: name → "yes" or why not
+	Cgroup     string            // "v1", "v2" or "hybrid"
+	Images     int
+	Containers int
+	Running    int
+	Mounts     int
+	Supervisor int // pid
+	Worker     int // pid
+	Restarts   int // workers replaced since the supervisor started
+}
+
+// Progress is an event of a long operation. A line (ID) appears with its first
+// event and is finished by one with Done set.
+type Progress struct {
+	ID     string // layer digest's first 12 hex digits, or "" for a line about the whole
+	Action string // "resolving", "toc", "pulling", "building", "pushing", "converting", …
+	Done   bool
+	Off    int64 // bytes so far
+	Size   int64 // bytes in all; 0 if unknown
+}
+
+// PullArgs asks for an image. Policy is "always" (the default of pull), "missing" or "never".
+type PullArgs struct {
+	Ref      string
+	Platform string // "" is the machine's
+	Policy   string
+	Wait     bool // return only when every byte is local
+}
+
+// RefArgs names an image by reference, digest or a unique prefix of its ID.
+type RefArgs struct{ Ref string }
+
+// Image is one row of the list of images.
+type Image struct {
+	Ref      string
+	Digest   string // of the manifest
+	ID       string // digest of the config
+	Platform string
+	Created  time.Time
+	Pulled   time.Time
+	Size     int64 // stored bytes of its layers
+	Local    int64 // of these, bytes not needing the network any more
+	Layers   int
+	Lazy     bool // it can be used before it is local
+	Complete bool // all of it is local
+}
+
+// LayerDetail is one layer of an ImageDetail.
+type LayerDetail struct {
+	Digest, DiffID, MediaType string
+	Size                      int64
+	Format                    string // "estargz", "zstd:chunked", "tar"
+	Lazy                      bool
+	Why                       string // why it is not lazy
+	Complete                  bool
+}
+
+// ImageDetail is the answer to OpInspect. Manifest and Config are the
+// documents as the registry sent them.
+type ImageDetail struct {
+	Image
+	Manifest, Config json.RawMessage
+	LayerDetails     []LayerDetail
+	Files            int64 // names in the image
+	Metadata         string
+}
+
+// RemoveImagesArgs names images to remove. Force removes those that stopped containers use, too.
+type RemoveImagesArgs struct {
+	Refs  []string
+	Force bool
+}
+
+// Removed says what became of one reference.
+type Removed struct {
+	Ref     string
+	Deleted bool // no name is left: its bytes are released
+}
+
+// TagArgs gives the image Src the further name Dst.
+type TagArgs struct{ Src, Dst string }
+
+// PushArgs names a local image and where to push it; Dst "" is Src's own reference.
+type PushArgs struct{ Src, Dst string }
+
+// ConvertArgs asks for a lazily readable copy of Src at Dst, a registry
+// reference or oci:DIR[:TAG]. Format is "estargz" or "zstd:chunked".
+type ConvertArgs struct {
+	Src, Dst, Format, Platform string
+	Level                      int // compression level; 0 is the format's default
+}
+
+// Pushed is what was made at the destination.
+type Pushed struct {
+	Ref, Digest string
+	Size        int64
+}
+
+// MountArgs asks for what is needed to mount an image.
+type MountArgs struct {
+	Ref, Platform, Policy string
+	Target                string
+	Upper, Work           string // both empty: read-only
+}
+
+// Rootfs says how to assemble an image's file system: one overlay of Lower
+// (directories, highest first), data-only layers Data, and Upper and Work
+// where it is writable.
+type Rootfs struct {
+	Image    string   `json:",omitempty"` // the metadata image, an ID below RUN/images
+	Lower    []string `json:",omitempty"`
+	Data     []string `json:",omitempty"`
+	Upper    string   `json:",omitempty"`
+	Work     string   `json:",omitempty"`
+	ReadOnly bool     `json:",omitempty"`
+	Volatile bool     `json:",omitempty"` // nothing is synced; for what dies with its container
+}
+
+// Mount is an image mounted for somebody's own use.
+type Mount struct {
+	ID, Ref, Target string
+	Rootfs          Rootfs
+}
+
+// CreateArgs asks for a container. ID is chosen by the client (64 hex digits),
+// so that a repeated request is recognised.
+type CreateArgs struct {
+	ID, Name      string
+	Image         string
+	Platform      string
+	Pull          string // policy: "missing" (default), "always", "never"
+	Args          []string
+	Entrypoint    []string // nil: the image's; [""]: none
+	Env           []string // NAME=VALUE, in order
+	Workdir, User string
+	Hostname      string
+	TTY           bool
+	OpenStdin     bool
+	Remove        bool // --rm
+	ReadOnly      bool
+	Init          bool
+	Network       string // "host" or "none"
+	Mounts        []MountSpec
+	Tmpfs         []string // PATH[:options]
+	Memory        int64    // bytes; 0 no limit
+	NanoCPUs      int64    // billionths of a CPU; 0 no limit
+	PidsLimit     int64    // 0 no limit
+	CapAdd        []string
+	CapDrop       []string
+	SecurityOpt   []string
+	Ulimits       []Ulimit
+	StopSignal    string
+	Labels        map[string]string
+	Height, Width uint16 // of the terminal
+}
+
+// MountSpec is a -v or --mount. Type is "bind" or "tmpfs".
+type MountSpec struct {
+	Type, Source, Target string
+	ReadOnly             bool
+	Options              []string // mount options: propagation, size=, mode=, …
+	Create               bool     // -v: make a missing Source a directory
+}
+
+// Ulimit is one --ulimit; -1 is unlimited.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// ContainerArgs names a container by ID, unique prefix of it, or name.
+type ContainerArgs struct{ ID string }
+
+// Created answers OpCreate and OpStart: the container's monitor is up, waits
+// at Socket, and starts the container when it is told to.
+type Created struct {
+	ID, Name string
+	Socket   string
+	Warnings []string
+}
+
+// PsArgs says which containers to list; by default the running ones.
+type PsArgs struct{ All bool }
+
+// Container is one row of the list of containers.
+type Container struct {
+	ID, Name  string
+	Image     string
+	Command   []string
+	Created   time.Time
+	Status    string // "created", "running", "exited", "dead"
+	Pid       int
+	Started   time.Time
+	Finished  time.Time
+	ExitCode  int
+	OOMKilled bool
+	Error     string
+	TTY       bool
+	Socket    string // of its monitor; "" when it has none
+	Labels    map[string]string
+}
+
+// RemoveContainerArgs names a container to remove; Force kills a running one.
+type RemoveContainerArgs struct {
+	ID    string
+	Force bool
+}
