@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Config is snapd's configuration file. Unknown keys are errors: a misspelt
+// setting must not silently keep its default.
+type Config struct {
+	// Root holds all state that outlives a reboot. Default /var/lib/snapfs.
+	Root string `toml:"root"`
+	// Run holds sockets and mounts. Default /run/snapfs, on a tmpfs because all of it dies with the machine.
+	Run string `toml:"run"`
+	// Runner is the snapctl executable that monitors and the keeper run as.
+	// Default: beside snapd, else the first in PATH.
+	Runner string `toml:"runner"`
+	// CgroupParent is the cgroup below which containers' cgroups are made.
+	// Default /snapfs, so that one limit there bounds them all.
+	CgroupParent string `toml:"cgroup_parent"`
+
+	Log      LogConfig      `toml:"log"`
+	Registry RegistryConfig `toml:"registry"`
+	Pull     PullConfig     `toml:"pull"`
+}
+
+// LogConfig says what is logged; always to standard error.
+type LogConfig struct {
+	Level  string `toml:"level"`  // debug, info, warn or error. Default info.
+	Format string `toml:"format"` // text or json. Default text.
+}
+
+// RegistryConfig says how registries are reached.
+type RegistryConfig struct {
+	// ConfigDirs are searched for HOST/hosts.toml, as containerd does.
+	// Default /etc/snapfs/certs.d, /etc/containerd/certs.d, /etc/docker/certs.d.
+	ConfigDirs []string `toml:"config_dirs"`
+	// DockerConfigs are files or directories with a docker config.json.
+	// Default $DOCKER_CONFIG, ~/.docker.
+	DockerConfigs []string `toml:"docker_configs"`
+	// PlainHTTP names hosts (HOST or HOST:PORT) reached without TLS. Default
+	// none; loopback addresses need no entry.
+	PlainHTTP []string `toml:"plain_http"`
+	// ConnectTimeout bounds connecting, TLS included. Default 10s: twice the
+	// second SYN retransmission.
+	ConnectTimeout Duration `toml:"connect_timeout"`
+	// StallTimeout is how long a response may bring no byte before another
+	// attempt is made. Default 15s, so that a second attempt fits in the 30s
+	// that a container's read may stand still.
+	StallTimeout Duration `toml:"stall_timeout"`
+}
+
+// PullConfig says how images come in.
+type PullConfig struct {
+	// Complete fetches the rest of an image in the background once it is in
+	// use. Default true: what is not local fails with the registry.
+	Complete bool `toml:"complete"`
+}
+
+// A Duration is written with its unit: "30s".
+type Duration time.Duration
+
+// UnmarshalText parses a duration.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// DefaultConfig is what an empty file means.
+func DefaultConfig() Config {
+	return Config{
+		Root: "/var/lib/snapfs", Run: "/run/snapfs", CgroupParent: "/snapfs",
+		Log: LogConfig{Level: "info", Format: "text"},
+		Registry: RegistryConfig{
+			ConfigDirs:     []string{"/etc/snapfs/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
+			ConnectTimeout: Duration(10 * time.Second),
+			StallTimeout:   Duration(15 * time.Second),
+		},
+		Pull: PullConfig{Complete: true},
+	}
+}
+
+// defaultConfigFile is read when --config is not given; it need not exist.
+const defaultConfigFile = "/etc/snapfs/snapd.toml"
+
+// LoadConfig reads the file at path over the defaults. If path is "", the
+// default file is read where there is one.
+func LoadConfig(path string) (Config, error) {
+	c := DefaultConfig()
+	name := path
+	if name == "" {
+		name = defaultConfigFile
+	}
+	b, err := os.ReadFile(name)
+	if path == "" && errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, err
+	}
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return c, fmt.Errorf("%s: %w", name, explain(err))
+	}
+	return c, nil
+}
+
+// explain turns the decoder's multi-line reports into one line.
+func explain(err error) error {
+	if e, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		var keys []string
+		for _, m := range e.Errors {
+			row, _ := m.Position()
+			keys = append(keys, strings.Join(m.Key(), ".")+" (line "+strconv.Itoa(row)+")")
+		}
+		return fmt.Errorf("unknown key %s", strings.Join(keys, ", "))
+	}
+	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, col := e.Position()
+		return fmt.Errorf("line %d, column %d: %w", row, col, err)
+	}
+	return err
+}
+
+// Validate names the first setting that cannot work.
+func (c Config) Validate() error {
+	for key, p := range map[string]string{"root": c.Root, "run": c.Run} {
+		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
+			return fmt.Errorf("%s = %q: want an absolute path of a directory that is snapd's alone", key, p)
+		}
+		if strings.ContainsAny(p, ":,\\\n") {
+			return fmt.Errorf("%s = %q: a path with any of : , \\ cannot be given to the kernel as a layer", key, p)
+		}
+	}
+	root, run := filepath.Clean(c.Root), filepath.Clean(c.Run)
+	if root == run || strings.HasPrefix(root+"/", run+"/") || strings.HasPrefix(run+"/", root+"/") {
+		return fmt.Errorf("root = %q and run = %q: neither may hold the other", c.Root, c.Run)
+	}
+	if max := maxSocketPath - len("/containers//sock") - 64; len(c.Run) > max {
+		return fmt.Errorf("run = %q: longer than the %d bytes that leave room for a socket's name", c.Run, max)
+	}
+	if c.CgroupParent == "" || c.CgroupParent[0] != '/' || strings.Contains(c.CgroupParent+"/", "/../") {
+		return fmt.Errorf("cgroup_parent = %q: want an absolute cgroup path without ..", c.CgroupParent)
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.Log.Level)); err != nil {
+		return fmt.Errorf("log.level = %q: want debug, info, warn or error", c.Log.Level)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log.format = %q: want text or json", c.Log.Format)
+	}
+	for key, d := range map[string]Duration{"connect_timeout": c.Registry.ConnectTimeout, "stall_timeout": c.Registry.StallTimeout} {
+		if d <= 0 || time.Duration(d) > time.Hour {
+			return fmt.Errorf("registry.%s = %q: want more than 0 and at most 1h", key, time.Duration(d))
+		}
+	}
+	return nil
+}
+
+// maxSocketPath is the longest path of a unix socket: sun_path less its NUL (unix(7)).
+const maxSocketPath = 107
+
+// logger returns the logger that c asks for.
+func (c LogConfig) logger() *slog.Logger {
+	var level slog.Level
+	level.UnmarshalText([]byte(c.Level)) // Validate has seen it
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func load(t *testing.T, text string) (Config, error) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "snapd.toml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := LoadConfig(name)
+	if err == nil {
+		err = c.Validate()
+	}
+	return c, err
+}
+
+func TestConfigOverDefaults(t *testing.T) {
+	c, err := load(t, "root = '/srv/s'\n[registry]\nstall_timeout = '3s'\nplain_http = ['r:5000']\n[pull]\ncomplete = false\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := DefaultConfig()
+	want.Root = "/srv/s"
+	if c.Root != want.Root || c.Run != want.Run || time.Duration(c.Registry.StallTimeout) != 3*time.Second || c.Pull.Complete || c.Registry.PlainHTTP[0] != "r:5000" {
+		t.Errorf("LoadConfig = %+v", c)
+	}
+}
+
+func TestConfigErrorsNameTheSetting(t *testing.T) {
+	for text, want := range map[string]string{
+		"rot = '/x'":                     "unknown key rot (line 1)",
+		"[log]\nlevel = 'info'\nlvl = 1": "unknown key log.lvl (line 3)",
+		"root = 7":                       "line 1",
+		"root = ":                        "line 1",
+		"root = 'relative'":              "root = ",
+		"root = '/'":                     "root = ",
+		"root = '/a:b'":                  "root = ",
+		"root = '/a'\nrun = '/a/run'":    "neither may hold",
+		"run = '/" + strings.Repeat("x", 60) + "'":  "run = ",
+		"cgroup_parent = 'x'":                       "cgroup_parent",
+		"cgroup_parent = '/a/../b'":                 "cgroup_parent",
+		"[log]\nlevel = 'loud'":                     "log.level",
+		"[log]\nformat = 'xml'":                     "log.format",
+		"[registry]\nstall_timeout = '-1s'":         "registry.stall_timeout",
+		"[registry]\nconnect_timeout = '30'":        "line 2",
+		"[registry]\nstall_timeout = 'a fortnight'": "line 2",
+	} {
+		if _, err := load(t, text); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("config %q: %v, want one line with %q", text, err, want)
+		}
+	}
+}
+
+func TestMissingConfigFile(t *testing.T) {
+	if _, err := LoadConfig(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) {
+		t.Errorf("LoadConfig of a missing file: %v", err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add("root = '/x'\n[log]\nlevel = 'debug'")
+	f.Fuzz(func(t *testing.T, text string) {
+		if c, err := load(t, text); err == nil && (c.Root == "" || c.Run == "") {
+			t.Errorf("config %q: accepted without directories", text)
+		}
+	})
+}

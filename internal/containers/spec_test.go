@@ -1,0 +1,191 @@
+package containers
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+func build(t *testing.T, change func(*control.CreateArgs, *ocispec.Image)) (*specs.Spec, error) {
+	t.Helper()
+	a := &control.CreateArgs{ID: strings.Repeat("ab", 32), Network: "none", Hostname: "h", Args: []string{"true"}}
+	image := &ocispec.Image{}
+	if change != nil {
+		change(a, image)
+	}
+	return spec(a, image, "/state/c", "/snapfs")
+}
+
+func TestDefaultsAreDockers(t *testing.T) {
+	s, err := build(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(s.Process.Capabilities.Bounding); got != 14 {
+		t.Errorf("%d capabilities, want Docker's 14: %v", got, s.Process.Capabilities.Bounding)
+	}
+	if s.Process.Capabilities.Inheritable != nil || s.Process.Capabilities.Ambient != nil {
+		t.Error("inheritable or ambient capabilities are set")
+	}
+	if s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction != specs.ActErrno {
+		t.Error("no default seccomp profile")
+	}
+	if s.Process.NoNewPrivileges || s.Process.Rlimits != nil {
+		t.Error("no_new_privs or rlimits differ from Docker's default")
+	}
+	for _, p := range dockerMasked {
+		if !slices.Contains(s.Linux.MaskedPaths, p) {
+			t.Errorf("%s is not masked", p)
+		}
+	}
+	for _, typ := range []specs.LinuxNamespaceType{"mount", "pid", "uts", "ipc", "network", "cgroup"} {
+		if !slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == typ && n.Path == "" }) {
+			t.Errorf("no new %s namespace", typ)
+		}
+	}
+	if slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/run" }) {
+		t.Error("a tmpfs hides the image's /run")
+	}
+	if s.Linux.CgroupsPath != "/snapfs/"+strings.Repeat("ab", 32) {
+		t.Errorf("cgroup %s", s.Linux.CgroupsPath)
+	}
+}
+
+func TestCommand(t *testing.T) {
+	for _, c := range []struct {
+		name                 string
+		imageEntry, imageCmd []string
+		entry, args          []string
+		want                 string
+	}{
+		{"image's command", nil, []string{"bash"}, nil, nil, "bash"},
+		{"entrypoint and command", []string{"e"}, []string{"c"}, nil, nil, "e c"},
+		{"own arguments", []string{"e"}, []string{"c"}, nil, []string{"a", "b"}, "e a b"},
+		{"own entrypoint drops the image's command", []string{"e"}, []string{"c"}, []string{"x"}, nil, "x"},
+		{"own entrypoint and arguments", []string{"e"}, []string{"c"}, []string{"x"}, []string{"y"}, "x y"},
+		{"entrypoint cleared", []string{"e"}, []string{"c"}, []string{""}, []string{"y"}, "y"},
+		{"nothing", nil, nil, nil, nil, ""},
+		{"cleared and nothing", []string{"e"}, nil, []string{""}, nil, ""},
+		{"empty word", nil, []string{""}, nil, nil, ""},
+	} {
+		s, err := build(t, func(a *control.CreateArgs, i *ocispec.Image) {
+			a.Args, a.Entrypoint, i.Config.Entrypoint, i.Config.Cmd = c.args, c.entry, c.imageEntry, c.imageCmd
+		})
+		if c.want == "" {
+			if err == nil {
+				t.Errorf("%s: no error", c.name)
+			}
+			continue
+		}
+		if err != nil || strings.Join(s.Process.Args, " ") != c.want {
+			t.Errorf("%s: %v, %v, want %s", c.name, s, err, c.want)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Setenv("SECRET", "of the daemon")
+	s, err := build(t, func(a *control.CreateArgs, i *ocispec.Image) {
+		i.Config.Env = []string{"A=1", "SECRET", "=x", "B=2", "PATH=/image"}
+		a.Env = []string{"B=3", "C=a=b"}
+		a.TTY = true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(s.Process.Env, " "), "HOSTNAME=h TERM=xterm A=1 PATH=/image B=3 C=a=b"; got != want {
+		t.Errorf("environment %q, want %q", got, want)
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	for _, c := range []struct {
+		add, drop string
+		want      string // one that must be there
+		not       string // one that must not
+	}{
+		{"", "chown", "CAP_KILL", "CAP_CHOWN"},
+		{"sys_admin", "", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"},
+		{"CAP_NET_ADMIN", "all", "CAP_NET_ADMIN", "CAP_KILL"},
+		{"ALL", "sys_admin", "CAP_BPF", "CAP_SYS_ADMIN"},
+	} {
+		s, err := build(t, func(a *control.CreateArgs, _ *ocispec.Image) {
+			a.CapAdd, a.CapDrop = strings.Fields(c.add), strings.Fields(c.drop)
+		})
+		if err != nil {
+			t.Errorf("add %q drop %q: %v", c.add, c.drop, err)
+			continue
+		}
+		if got := s.Process.Capabilities.Bounding; !slices.Contains(got, c.want) || slices.Contains(got, c.not) {
+			t.Errorf("add %q drop %q: %v", c.add, c.drop, got)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for want, change := range map[string]func(*control.CreateArgs){
+		"network":          func(a *control.CreateArgs) { a.Network = "bridge" },
+		"unknown capab":    func(a *control.CreateArgs) { a.CapAdd = []string{"FLY"} },
+		"minimum of 6MiB":  func(a *control.CreateArgs) { a.Memory = 1 },
+		"soft limit":       func(a *control.CreateArgs) { a.Ulimits = []control.Ulimit{{Name: "nofile", Soft: 9, Hard: 3}} },
+		"--security-opt x": func(a *control.CreateArgs) { a.SecurityOpt = []string{"x=y"} },
+		"seccomp":          func(a *control.CreateArgs) { a.SecurityOpt = []string{"seccomp={"} },
+		"want true or":     func(a *control.CreateArgs) { a.SecurityOpt = []string{"no-new-privileges=perhaps"} },
+		"other than /":     func(a *control.CreateArgs) { a.Tmpfs = []string{"/x/.."} },
+		"absolute path": func(a *control.CreateArgs) {
+			a.Mounts = []control.MountSpec{{Type: "bind", Source: "rel", Target: "/t"}}
+		},
+		"bind or tmpfs":   func(a *control.CreateArgs) { a.Mounts = []control.MountSpec{{Type: "nfs", Target: "/t"}} },
+		"duplicate mount": func(a *control.CreateArgs) { a.Tmpfs = []string{"/t", "/t/"} },
+		"mount option":    func(a *control.CreateArgs) { a.Tmpfs = []string{"/t:a\\b"} },
+	} {
+		_, err := build(t, func(a *control.CreateArgs, _ *ocispec.Image) { change(a) })
+		if e, ok := errors.AsType[*control.Error](err); !ok || !strings.Contains(e.Message, want) {
+			t.Errorf("want an error with %q: %v", want, err)
+		}
+	}
+}
+
+func TestMountsReplaceDefaultsAndComeParentsFirst(t *testing.T) {
+	s, err := build(t, func(a *control.CreateArgs, _ *ocispec.Image) {
+		a.Mounts = []control.MountSpec{
+			{Type: "bind", Source: "/h", Target: "/a/b/c"},
+			{Type: "bind", Source: "/h", Target: "/a", ReadOnly: true, Options: []string{"rshared"}},
+			{Type: "bind", Source: "/my/hosts", Target: "/etc/hosts"},
+		}
+		a.Tmpfs = []string{"/dev/shm:size=1m,mode=700"}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(dest string) int {
+		return slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == dest })
+	}
+	if a, b := at("/a"), at("/a/b/c"); a < 0 || b < a {
+		t.Errorf("/a at %d, /a/b/c at %d", a, b)
+	}
+	if m := s.Mounts[at("/a")]; strings.Join(m.Options, ",") != "rbind,rshared,ro" {
+		t.Errorf("/a: %v", m.Options)
+	}
+	if m := s.Mounts[at("/etc/hosts")]; m.Source != "/my/hosts" {
+		t.Errorf("/etc/hosts comes from %s", m.Source)
+	}
+	if m := s.Mounts[at("/dev/shm")]; m.Source != "tmpfs" || !slices.Contains(m.Options, "size=1m") {
+		t.Errorf("/dev/shm: %+v", m)
+	}
+	n := 0
+	for _, m := range s.Mounts {
+		if m.Destination == "/dev/shm" {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("/dev/shm is mounted %d times", n)
+	}
+}
