@@ -69,6 +69,10 @@ func defaultSpec(id string) (*specs.Spec, error) {
 		Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 		Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"},
 	})
+	isCgroup := func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace }
+	if !slices.ContainsFunc(s.Linux.Namespaces, isCgroup) { // containerd asks for it on cgroup v2 only
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
 	s.Process.Rlimits = nil
 	s.Process.NoNewPrivileges = false
 	s.Linux.MaskedPaths = union(s.Linux.MaskedPaths, dockerMasked)
