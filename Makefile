@@ -1,0 +1,40 @@
+# make build   bin/snapd and bin/snapctl
+# make run     a demonstration on this machine: a real image, a slow link, a cold and a warm start
+# make test    everything that can be tested here; as root also mounts and containers
+# make lint    gofmt, vet, staticcheck
+# make bench   the benchmarks of bench/ that need no peers (see bench/README.md for the others)
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS = -s -w -X main.version=$(VERSION)
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+export CGO_ENABLED ?= 0
+
+.PHONY: build run test test-race lint bench clean
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/snapd ./cmd/snapctl
+
+run: build
+	$(GO) run ./bench/demo
+
+test: build
+	@scripts/need e2fsprogs erofs-utils busybox-static
+	$(GO) vet ./...
+	$(GO) test ./...
+
+# The race detector is the one thing here that wants a C compiler.
+test-race:
+	@scripts/need gcc libc6-dev e2fsprogs erofs-utils busybox-static
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+lint:
+	@test -z "$$(gofmt -l .)" || { echo 'gofmt would change:'; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean:
+	rm -rf bin
