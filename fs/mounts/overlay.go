@@ -1,0 +1,93 @@
+package mounts
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Rootfs says what an overlay is made of. Directories are named by path, and may
+// contain any byte.
+type Rootfs struct {
+	Lower []string // read-only layers, highest first; at least one
+	Data  []string // data-only layers, in the order in which they are searched
+	Upper string   // takes the writes; empty: the overlay is read-only
+	Work  string   // an empty directory on the file system of Upper; with Upper only
+	// ReadOnly makes the mount read-only although it has an Upper. What is in
+	// Upper shows.
+	ReadOnly bool
+	// Volatile leaves out every sync of Upper. The kernel refuses to mount such
+	// an Upper again after a crash, so it is for what dies with its container.
+	Volatile bool
+	// UserXattr keeps overlay's own attributes as user.overlay.*, for mounts made
+	// in a user namespace (Linux 5.11).
+	UserXattr bool
+}
+
+// Overlay mounts r nowhere: see [Attach]. It asks every layer for its statfs, so
+// it blocks while the FUSE layer has no worker. Device nodes and set-uid programs
+// work in it, as they must in a container that may have them.
+func Overlay(r Rootfs) (_ *os.File, err error) {
+	if len(r.Lower) == 0 || (r.Upper == "") != (r.Work == "") {
+		return nil, fmt.Errorf("overlay of %d lower directories, upper %q, work %q: %w", len(r.Lower), r.Upper, r.Work, unix.EINVAL)
+	}
+	var settings []setting
+	defer func() {
+		for _, s := range settings {
+			if s.file != nil {
+				s.file.Close()
+			}
+		}
+	}()
+	dir := func(key string, paths ...string) {
+		for _, p := range paths {
+			f, oerr := openDir(p)
+			err = errors.Join(err, oerr)
+			settings = append(settings, setting{key: key, value: p, file: f})
+		}
+	}
+	settings = append(settings, setting{key: "source", value: "overlay"})
+	settings = append(settings, r.options()...)
+	dir("lowerdir+", r.Lower...)
+	dir("datadir+", r.Data...)
+	if r.Upper != "" {
+		dir("upperdir", r.Upper)
+		dir("workdir", r.Work)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	attrs := 0
+	if r.ReadOnly || r.Upper == "" {
+		attrs = unix.MOUNT_ATTR_RDONLY
+	}
+	return detached("overlay", attrs, settings...)
+}
+
+// options are the settings of r that are not directories. All are given, because
+// an administrator may have set other defaults as parameters of the module.
+func (r Rootfs) options() []setting {
+	o := []setting{
+		// An upper directory must mean the same wherever it is read: whole files
+		// (metacopy would leave metadata alone there, and zeros for who reads it
+		// directly), directories under their own names, no index beside it.
+		{key: "metacopy", value: "off"},
+		{key: "redirect_dir", value: "off"},
+		{key: "index", value: "off"},
+		{key: "nfs_export", value: "off"},
+		{key: "xino", value: xino},
+	}
+	if r.UserXattr {
+		o = append(o, setting{key: "userxattr", flag: true})
+	}
+	if r.Volatile && r.Upper != "" {
+		o = append(o, setting{key: "volatile", flag: true})
+	}
+	return o
+}
+
+// xino would make st_dev the same for all files of a container, at the price of
+// translating every inode number that a directory holds.
+const xino = "off"
