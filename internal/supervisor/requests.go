@@ -1,0 +1,177 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/fs/mounts"
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+// Operations of RUN/supervisor.sock.
+const (
+	OpStatus = "supervisor.status" // nil → Status
+	OpStop   = "supervisor.stop"   // nil; answered before the daemon stops
+
+	opReady   = "supervisor.ready"   // readyArgs
+	opMount   = "supervisor.mount"   // mountArgs → mountResult
+	opUnmount = "supervisor.unmount" // mountArgs
+	opSpawn   = "supervisor.spawn"   // Process, descriptors → spawned
+
+	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors
+)
+
+type readyArgs struct{ Pid int }
+
+type mountArgs struct {
+	ID   string
+	File string `json:",omitempty"`
+}
+
+type mountResult struct{ Dir string }
+
+type spawned struct{ Pid int }
+
+type released struct{ Init []byte }
+
+// A Process is a program to be started detached: in its own session, with
+// /dev/null as standard input, and alive after the daemon ended.
+type Process struct {
+	Argv []string
+	Env  []string   // nil: the supervisor's
+	Dir  string     // "": "/"
+	Log  string     // file to which standard output and error are appended; "": /dev/null
+	File []*os.File `json:"-"` // descriptors 3, 4, …
+}
+
+func (s *supervisor) handle(_ context.Context, r *control.Request) error {
+	switch r.Op {
+	case OpStatus:
+		return r.Reply(s.status())
+	case OpStop:
+		err := r.Reply(nil)
+		s.stop()
+		return err
+	case opReady:
+		return s.becameReady(r)
+	case opMount:
+		return s.mountImage(r)
+	case opUnmount:
+		return s.unmountImage(r)
+	case opSpawn:
+		return s.spawn(r)
+	}
+	return &control.Error{Code: control.CodeInvalid, Message: "supervisor: unknown operation " + r.Op}
+}
+
+func (s *supervisor) becameReady(r *control.Request) error {
+	var a readyArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.Pid == s.worker && !s.isReady {
+		s.isReady = true
+		close(s.ready)
+	}
+	return nil
+}
+
+// checkID refuses what is not the name of a directory below RUN/images.
+func checkID(id string) error {
+	if id == "" || len(id) > 200 || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
+		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("image ID %q", id)}
+	}
+	return nil
+}
+
+// mountImage mounts a metadata image. It is already done if something is mounted there.
+func (s *supervisor) mountImage(r *control.Request) error {
+	var a mountArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	if err := checkID(a.ID); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(a.File) {
+		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("image file %q is not absolute", a.File)}
+	}
+	s.images.Lock()
+	defer s.images.Unlock()
+	dir := imageDir(s.o.Run, a.ID)
+	mounted, err := mounts.IsMounted(dir)
+	if err != nil || mounted {
+		return errors.Join(err, r.Reply(mountResult{dir}))
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := mounts.MountErofs(a.File, dir); err != nil {
+		os.Remove(dir)
+		return err
+	}
+	return r.Reply(mountResult{dir})
+}
+
+// unmountImage takes an image's mount away; overlays above it keep the image.
+func (s *supervisor) unmountImage(r *control.Request) error {
+	var a mountArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	if err := checkID(a.ID); err != nil {
+		return err
+	}
+	s.images.Lock()
+	defer s.images.Unlock()
+	dir := imageDir(s.o.Run, a.ID)
+	if err := mounts.Clear(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (s *supervisor) spawn(r *control.Request) error {
+	var p Process
+	if err := r.Decode(&p); err != nil {
+		return err
+	}
+	if len(p.Argv) == 0 || !filepath.IsAbs(p.Argv[0]) {
+		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("program %q is not absolute", p.Argv)}
+	}
+	if p.Env == nil {
+		p.Env = environ()
+	}
+	if p.Dir == "" {
+		p.Dir = "/"
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	out := null
+	if p.Log != "" {
+		out, err = os.OpenFile(p.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return err
+		}
+		defer out.Close()
+	}
+	pid, _, err := s.kids.start(p.Argv, p.Env, p.Dir, append([]*os.File{null, out, out}, r.Files...))
+	if err != nil {
+		return err
+	}
+	return r.Reply(spawned{pid})
+}

@@ -1,0 +1,266 @@
+// Package supervisor is the process tree of snapd, and the two ends of it:
+//
+//	snapd (supervisor)   holds ROOT/lock, the /dev/fuse descriptor, INIT and the control
+//	  │                  socket; mounts; spawns monitors. [Run]
+//	  ├─ snapd (worker)  serves FUSE and the control socket; asks the supervisor for
+//	  │                  what it must not do itself. [Attach], [Worker]
+//	  ├─ keeper          holds duplicates for the time when both are dead. Package keeper
+//	  └─ monitors        of containers; outlive everybody
+//
+// A worker that dies is replaced; requests wait meanwhile. A supervisor that
+// dies leaves its worker serving; the next supervisor has that worker release
+// what it holds, waits for its end, and starts its own. When both are dead it
+// takes the FUSE connection from the keeper, and without a keeper it makes a new
+// mount, on which containers from before do not see the objects they miss.
+//
+//	RUN/snapd.sock       control socket; bound by the supervisor, served by the worker
+//	RUN/supervisor.sock  requests to the supervisor: mount, unmount, spawn, stop, status
+//	RUN/worker.sock      asks a worker to release
+//	RUN/keeper.sock      see package keeper
+//	ROOT/lock            flock shared by supervisor and worker: held as long as either lives
+//
+// Invariant: no two workers of a root live at the same time. A supervisor starts
+// one only after the end of the one before is certain (its exit status, or its pidfd).
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/supervisor/keeper"
+)
+
+// Options of Run.
+type Options struct {
+	Root, Run string
+	// Worker is the command line of the worker; nil: this process's own, with
+	// its executable. The worker finds out by [IsWorker] what it is.
+	Worker []string
+	// Keeper is the command line that runs keeper.Keep for the directory named
+	// by its last argument, which Run appends; nil: no keeper.
+	Keeper []string
+	// InUse says, when the daemon stops, whether anything still uses its
+	// mounts; nil: whether RUN/containers has entries.
+	InUse func() bool
+	// Drain is how long a worker that was told to stop may take; 0: 10 s.
+	Drain time.Duration
+	// ReadAhead of the FUSE mount, KiB; 0: see defaultReadAhead.
+	ReadAhead int
+	Log       *slog.Logger // nil: discard
+}
+
+// defaultReadAhead, in KiB, is the kernel's own.
+const defaultReadAhead = 128
+
+// ErrRunning says that another daemon serves the root.
+var ErrRunning = errors.New("another daemon is running")
+
+// ErrStopped is what a worker's context ends with.
+var ErrStopped = errors.New("the worker was told to stop")
+
+// Socket returns where the daemon of run is reached.
+func Socket(run string) string { return filepath.Join(run, "snapd.sock") }
+
+func supervisorSocket(run string) string { return filepath.Join(run, "supervisor.sock") }
+func workerSocket(run string) string     { return filepath.Join(run, "worker.sock") }
+func lazyDir(run string) string          { return filepath.Join(run, "lazy") }
+func nodeTable(run string) string        { return filepath.Join(run, "nodes") }
+func imageDir(run, id string) string     { return filepath.Join(run, "images", id) }
+
+// supervisor is one Run.
+type supervisor struct {
+	o    Options
+	log  *slog.Logger
+	stop context.CancelFunc
+	kids *children
+
+	lock     *os.File
+	listener *os.File // of RUN/snapd.sock
+	fuse     *os.File
+	init     []byte
+	resend   bool // fuse has been served before
+
+	keeperGone chan struct{} // gets a value when the keeper has ended
+	watching   sync.WaitGroup
+
+	images sync.Mutex // held while mounts of images change
+
+	mu       sync.Mutex
+	worker   int // pid, 0: none
+	keeper   int
+	restarts int
+	ready    chan struct{} // closed when the worker says that it serves
+	isReady  bool
+	notified bool
+}
+
+// Run is the supervisor. It returns when ctx has ended, or somebody asked for
+// it over the socket, and the worker has stopped; mounts in use then live on.
+// It is ErrRunning-wrapped if the root has a daemon.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Drain == 0 {
+		o.Drain = 10 * time.Second
+	}
+	if o.ReadAhead == 0 {
+		o.ReadAhead = defaultReadAhead
+	}
+	// The supervisor shares its binary with the worker and does next to nothing.
+	debug.SetGCPercent(20)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &supervisor{o: o, log: o.Log, stop: cancel, kids: newChildren(), keeperGone: make(chan struct{}, 1)}
+	defer s.kids.close()
+	if err := s.directories(); err != nil {
+		return err
+	}
+	defer func() { closeAll(s.lock, s.listener, s.fuse) }()
+	if err := s.adopt(ctx); err != nil {
+		return err
+	}
+	own, err := s.listen()
+	if err != nil {
+		return err
+	}
+	// A worker that drains may still ask for something.
+	serve, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		server := control.Server{Handle: s.handle, Code: code, Log: s.log}
+		server.Serve(serve, own)
+	})
+	err = s.work(ctx)
+	cancel()
+	end()
+	serving.Wait()
+	s.watching.Wait()
+	own.Close()
+	return errors.Join(err, s.leave())
+}
+
+func (s *supervisor) directories() error {
+	for _, dir := range []string{s.o.Root, s.o.Run, lazyDir(s.o.Run), imageDir(s.o.Run, "")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil && !(dir == lazyDir(s.o.Run) && isDirEntry(dir)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// isDirEntry says whether dir has an entry, of whatever kind: a dead mount cannot be asked for more.
+func isDirEntry(dir string) bool {
+	entries, err := os.ReadDir(filepath.Dir(dir))
+	for _, e := range entries {
+		if e.Name() == filepath.Base(dir) {
+			return err == nil
+		}
+	}
+	return false
+}
+
+// listen opens RUN/supervisor.sock. Whoever else had it is dead: we hold the lock.
+func (s *supervisor) listen() (*net.UnixListener, error) { return listen(supervisorSocket(s.o.Run)) }
+
+func listen(path string) (*net.UnixListener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// descriptor returns a duplicate of l's descriptor that stays non-blocking
+// whoever it is passed to, and keeps the socket's name when it is closed.
+func descriptor(l *net.UnixListener) (*os.File, error) {
+	l.SetUnlinkOnClose(false)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	dup := -1
+	var derr error
+	if err := raw.Control(func(fd uintptr) { dup, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, derr
+	}
+	return os.NewFile(uintptr(dup), l.Addr().String()), nil
+}
+
+// leave ends the mounts that nobody uses, or leaves them to the keeper.
+func (s *supervisor) leave() error {
+	os.Remove(Socket(s.o.Run))
+	os.Remove(supervisorSocket(s.o.Run))
+	if s.inUse() {
+		s.log.Info("stopped; containers and mounts live on", "keeper", s.status().Keeper)
+		return nil
+	}
+	err := s.unmountAll()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	err = errors.Join(err, keeper.End(ctx, s.o.Run))
+	s.log.Info("stopped; nothing is left mounted")
+	return err
+}
+
+func (s *supervisor) inUse() bool {
+	if s.o.InUse != nil {
+		return s.o.InUse()
+	}
+	entries, err := os.ReadDir(filepath.Join(s.o.Run, "containers"))
+	return err == nil && len(entries) > 0
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// code gives the supervisor's errors their codes on the wire.
+func code(err error) string {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return control.CodeNotFound
+	case errors.Is(err, unix.EBUSY):
+		return control.CodeInUse
+	}
+	return ""
+}
+
+// Status is the answer to OpStatus.
+type Status struct {
+	Supervisor int // pid
+	Worker     int // pid, 0 if there is none just now
+	Keeper     int
+	Restarts   int // workers replaced since the supervisor started
+	Ready      bool
+}
+
+func (s *supervisor) status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Status{Supervisor: os.Getpid(), Worker: s.worker, Keeper: s.keeper, Restarts: s.restarts, Ready: s.isReady}
+}

@@ -1,0 +1,192 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ExitFatal is the exit status of a worker that no restart can help: a root from
+// a newer version, a configuration that cannot work. (EX_CONFIG of sysexits.h.) It
+// ends the daemon if it comes before the first worker was ready.
+const ExitFatal = 78
+
+// ErrWorker says that the worker ended with ExitFatal. It has printed why.
+var ErrWorker = errors.New("the worker cannot work")
+
+// Back-off of a worker that keeps dying before it does any work.
+const (
+	freeRestarts = 5
+	firstBackoff = 50 * time.Millisecond
+	maxBackoff   = 5 * time.Second
+	atWork       = 50 * time.Millisecond // a worker that lived this long after it was ready has worked
+)
+
+// backoff returns how long to wait before the next worker when this is the
+// n-th in a row that died before it did any work.
+func backoff(n int) time.Duration {
+	if n <= freeRestarts {
+		return 0
+	}
+	return min(maxBackoff, firstBackoff<<min(n-freeRestarts-1, 10))
+}
+
+// work keeps a worker alive until ctx ends, and then stops it.
+func (s *supervisor) work(ctx context.Context) error {
+	for idle := 0; ; {
+		if err := s.mountLazy(); err != nil {
+			return err
+		}
+		if err := s.hold(ctx); err != nil {
+			s.log.Warn("no keeper; a crash of worker and supervisor together will lose the mount", "err", err)
+		}
+		pid, end, err := s.startWorker()
+		if err != nil {
+			return fmt.Errorf("start worker: %w", err)
+		}
+		lived, status, stopped := s.watch(ctx, pid, end)
+		s.resend = true
+		if stopped {
+			return nil
+		}
+		if status.ExitStatus() == ExitFatal && !s.notified {
+			return ErrWorker
+		}
+		if idle++; lived {
+			idle = 0
+		}
+		wait := backoff(idle)
+		s.log.Error("worker ended; starting another", "pid", pid, "status", describe(status), "restarts", s.restarts, "wait", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// watch waits for the end of the worker pid. It tells it to stop when ctx ends.
+func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitStatus) (lived bool, status unix.WaitStatus, stopped bool) {
+	s.mu.Lock()
+	ready := s.ready
+	s.mu.Unlock()
+	var since time.Time
+	done := ctx.Done()
+	var overdue <-chan time.Time
+	for {
+		select {
+		case status = <-end:
+			s.mu.Lock()
+			s.worker, s.isReady = 0, false
+			s.restarts++
+			s.mu.Unlock()
+			return !since.IsZero() && time.Since(since) >= atWork, status, ctx.Err() != nil
+		case <-ready:
+			ready, since = nil, time.Now()
+			s.announce()
+		case <-done:
+			done = nil
+			kill(pid, unix.SIGTERM)
+			kill(pid, unix.SIGCONT)
+			overdue = time.After(s.o.Drain)
+		case <-s.keeperGone:
+			s.log.Warn("keeper ended; starting another")
+			if err := s.hold(ctx); err != nil {
+				s.log.Warn("no keeper", "err", err)
+			}
+		case <-overdue:
+			s.log.Warn("worker does not end; killing it", "pid", pid)
+			kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+func describe(status unix.WaitStatus) string {
+	if status.Signaled() {
+		return status.Signal().String()
+	}
+	return fmt.Sprintf("exit status %d", status.ExitStatus())
+}
+
+// announce tells systemd, once, that the daemon is up (sd_notify(3)).
+func (s *supervisor) announce() {
+	if s.notified {
+		return
+	}
+	s.notified = true
+	s.log.Info("ready", "socket", Socket(s.o.Run))
+	if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
+		s.log.Warn("systemd was not told", "err", err)
+	}
+}
+
+func notify(path, state string) error {
+	if path == "" {
+		return nil
+	}
+	if path[0] == '@' {
+		path = "\x00" + path[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte(state))
+	return err
+}
+
+// inherited is what a worker learns from its environment, as JSON in workerEnv.
+// Its descriptors are 3 /dev/fuse, 4 the control socket, 5 the lock.
+type inherited struct {
+	Run        string
+	Init       []byte
+	Resend     bool
+	Supervisor int
+	Restarts   int
+}
+
+const workerEnv = "SNAPFS_WORKER"
+
+func (s *supervisor) startWorker() (int, <-chan unix.WaitStatus, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	role, err := json.Marshal(inherited{s.o.Run, s.init, s.resend, os.Getpid(), s.restarts})
+	if err != nil {
+		return 0, nil, err
+	}
+	argv := s.o.Worker
+	if argv == nil {
+		argv = append([]string{"/proc/self/exe"}, os.Args[1:]...)
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer null.Close()
+	files := []*os.File{null, os.Stdout, os.Stderr, s.fuse, s.listener, s.lock}
+	pid, end, err := s.kids.start(argv, environ(workerEnv+"="+string(role)), "/", files)
+	if err != nil {
+		return 0, nil, err
+	}
+	s.worker, s.isReady, s.ready = pid, false, make(chan struct{})
+	return pid, end, nil
+}
+
+// environ is our environment with add, without what is ours alone.
+func environ(add ...string) []string {
+	var env []string
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, "NOTIFY_SOCKET=") && !strings.HasPrefix(e, workerEnv+"=") {
+			env = append(env, e)
+		}
+	}
+	return append(env, add...)
+}
