@@ -17,7 +17,6 @@ package estargz
 import (
 	"archive/tar"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -79,21 +78,9 @@ func read(r *toc.Range, off int64, tocDigest digest.Digest) (*layers.Index, erro
 	}
 	ix, err := toc.Decode(v, toc.Options{Compression: layers.Gzip, End: off, Size: h.Size})
 	if err := v.Check(err); err != nil {
-		return nil, asBad(err)
+		return nil, toc.Malformed(err)
 	}
 	return ix, nil
-}
-
-// asBad makes errors of the decoders, which know nothing of TOCs, ErrBadTOC.
-func asBad(err error) error {
-	_, wrong := errors.AsType[*layers.DigestError](err)
-	for _, known := range []error{layers.ErrBadTOC, layers.ErrTooLarge, layers.ErrNoTOC} {
-		wrong = wrong || errors.Is(err, known)
-	}
-	if wrong {
-		return err
-	}
-	return fmt.Errorf("%w: %w", layers.ErrBadTOC, err)
 }
 
 // The sizes of footers. The older one has the offset without the header that RFC

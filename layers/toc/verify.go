@@ -2,6 +2,7 @@ package toc
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -54,4 +55,18 @@ func (v *Verifier) Check(decode error) error {
 		return &layers.DigestError{Want: v.want.Digest(), Got: got.Digest(), From: v.from}
 	}
 	return decode
+}
+
+// Malformed makes errors of decompressors and archives, which know nothing of
+// TOCs, layers.ErrBadTOC. Errors that say what they are stay so.
+func Malformed(err error) error {
+	if _, ok := errors.AsType[*layers.DigestError](err); ok || err == nil {
+		return err
+	}
+	for _, known := range []error{layers.ErrBadTOC, layers.ErrTooLarge, layers.ErrNoTOC} {
+		if errors.Is(err, known) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", layers.ErrBadTOC, err)
 }
