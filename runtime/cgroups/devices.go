@@ -1,0 +1,268 @@
+package cgroups
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"unsafe"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A rule is about one device, or with -1 about many. Access is of mknod (1), read (2), write (4).
+type rule struct {
+	kind         byte // 'a', 'b' or 'c'
+	major, minor int64
+	access       uint32
+	allow        bool
+}
+
+// The bits are those of BPF_DEVCG_ACC_*, include/uapi/linux/bpf.h.
+const (
+	accMknod = 1 << iota
+	accRead
+	accWrite
+	accAll = accMknod | accRead | accWrite
+)
+
+func (r rule) String() string {
+	if r.kind == 'a' {
+		return "a *:* rwm"
+	}
+	s := []string{fmt.Sprint(r.major), fmt.Sprint(r.minor)}
+	for i, n := range []int64{r.major, r.minor} {
+		if n < 0 {
+			s[i] = "*"
+		}
+	}
+	var access string
+	for i, c := range []string{"m", "r", "w"} {
+		if r.access&(1<<i) != 0 {
+			access += c
+		}
+	}
+	return fmt.Sprintf("%c %s:%s %s", r.kind, s[0], s[1], access)
+}
+
+// defaultRules forbid everything and allow the devices of every container, and
+// the making of any node: one that may not be opened does no harm.
+func defaultRules() []rule {
+	list := []rule{
+		{kind: 'a', major: -1, minor: -1, access: accAll},
+		{'c', -1, -1, accMknod, true}, {'b', -1, -1, accMknod, true},
+	}
+	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, -1}} {
+		list = append(list, rule{'c', d[0], d[1], accAll, true})
+	}
+	return list
+}
+
+// deviceRules reads the spec's rules, in their order, behind the default ones.
+// Only a rule that allows everything undoes those.
+func deviceRules(list []specs.LinuxDeviceCgroup) ([]rule, error) {
+	rules := defaultRules()
+	for _, s := range list {
+		r := rule{kind: 'a', major: -1, minor: -1, allow: s.Allow}
+		switch s.Type {
+		case "", "a":
+		case "b", "c":
+			r.kind = s.Type[0]
+		default:
+			return nil, fmt.Errorf("device rule: type %q is none of a, b and c", s.Type)
+		}
+		for _, n := range []struct {
+			from *int64
+			to   *int64
+		}{{s.Major, &r.major}, {s.Minor, &r.minor}} {
+			if n.from != nil && (*n.from < -1 || *n.from > 1<<31-1) {
+				return nil, fmt.Errorf("device rule: number %d", *n.from)
+			} else if n.from != nil {
+				*n.to = *n.from
+			}
+		}
+		for _, c := range s.Access {
+			i := strings.IndexRune("mrw", c)
+			if i < 0 {
+				return nil, fmt.Errorf("device rule: access %q is not of r, w and m", s.Access)
+			}
+			r.access |= 1 << i
+		}
+		if r.access == 0 {
+			r.access = accAll
+		}
+		if r.kind == 'a' && (r.major >= 0 || r.minor >= 0 || r.access != accAll) {
+			return nil, errors.New("device rule: one for all types has to be for all devices and all access")
+		}
+		if r.kind == 'a' && !r.allow {
+			continue // the default
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+// setDevices writes the rules to the devices controller, or makes a filter for version 2.
+func (g *Group) setDevices(list []specs.LinuxDeviceCgroup) error {
+	rules, err := deviceRules(list)
+	if err != nil {
+		return err
+	}
+	d, ok := g.find("devices")
+	if !ok {
+		if g.unified == nil {
+			return ErrMissing
+		}
+		return g.attachFilter(deviceFilter(fold(rules)))
+	}
+	for _, r := range rules {
+		file := "devices.deny"
+		if r.allow {
+			file = "devices.allow"
+		}
+		if err := write(d.path, file, r.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fold does what the controller of version 1 does with rules one after the
+// other (security/device_cgroup.c): a default, and exceptions to it.
+func fold(rules []rule) (allow bool, exceptions []rule) {
+	for _, r := range rules {
+		if r.kind == 'a' {
+			allow, exceptions = r.allow, nil
+			continue
+		}
+		at := -1
+		for i, e := range exceptions {
+			if e.kind == r.kind && e.major == r.major && e.minor == r.minor {
+				at = i
+			}
+		}
+		switch adding := r.allow != allow; {
+		case adding && at < 0:
+			exceptions = append(exceptions, r)
+		case adding:
+			exceptions[at].access |= r.access
+		case at >= 0:
+			if exceptions[at].access &^= r.access; exceptions[at].access == 0 {
+				exceptions = append(exceptions[:at], exceptions[at+1:]...)
+			}
+		}
+	}
+	return allow, exceptions
+}
+
+// An insn is struct bpf_insn.
+type insn struct {
+	code uint8
+	regs uint8 // dst in the low half
+	off  int16
+	imm  int32
+}
+
+// Codes of include/uapi/linux/bpf_common.h and bpf.h, 32-bit where it matters not.
+const (
+	opLoad  = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
+	opMov   = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K
+	opMovR  = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X
+	opAnd   = unix.BPF_ALU64 | unix.BPF_AND | unix.BPF_K
+	opShift = unix.BPF_ALU64 | unix.BPF_RSH | unix.BPF_K
+	opJNE   = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_K
+	opJEQ   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	opExit  = unix.BPF_JMP | unix.BPF_EXIT
+)
+
+// deviceFilter writes the program that answers for a device: r1 is a
+// bpf_cgroup_dev_ctx {access<<16 | type, major, minor}; 1 is yes.
+func deviceFilter(allow bool, exceptions []rule) []insn {
+	prog := []insn{
+		{code: opLoad, regs: 2 | 1<<4}, {code: opMovR, regs: 3 | 2<<4}, {code: opShift, regs: 3, imm: 16}, // r3 access
+		{code: opAnd, regs: 2, imm: 0xffff},    // r2 type
+		{code: opLoad, regs: 4 | 1<<4, off: 4}, // r4 major
+		{code: opLoad, regs: 5 | 1<<4, off: 8}, // r5 minor
+	}
+	answer := map[bool]int32{true: 1}
+	for _, e := range exceptions {
+		prog = append(prog, exception(e, allow, answer[!allow])...)
+	}
+	return append(prog, insn{code: opMov, imm: answer[allow]}, insn{code: opExit})
+}
+
+// exception answers if a device is meant, and falls through if not. What is
+// allowed has to cover all access that is asked for; what is denied, any of it.
+func exception(e rule, allow bool, answer int32) []insn {
+	kind := int32(unix.BPF_DEVCG_DEV_CHAR)
+	if e.kind == 'b' {
+		kind = unix.BPF_DEVCG_DEV_BLOCK
+	}
+	block := []insn{{code: opJNE, regs: 2, imm: kind}, {code: opMovR, regs: 0 | 3<<4}}
+	if allow {
+		block = append(block, insn{code: opAnd, imm: int32(e.access)}, insn{code: opJEQ})
+	} else {
+		block = append(block, insn{code: opAnd, imm: int32(accAll &^ e.access)}, insn{code: opJNE})
+	}
+	for i, n := range [...]int64{e.major, e.minor} {
+		if n >= 0 {
+			block = append(block, insn{code: opJNE, regs: uint8(4 + i), imm: int32(n)})
+		}
+	}
+	block = append(block, insn{code: opMov, imm: answer}, insn{code: opExit})
+	for i := range block {
+		if c := block[i].code; c == opJNE || c == opJEQ {
+			block[i].off = int16(len(block) - i - 1)
+		}
+	}
+	return block
+}
+
+// attachFilter puts a device filter on the version 2 group, then takes off the one before it.
+func (g *Group) attachFilter(prog []insn) error {
+	license := []byte("Apache-2.0\x00")
+	load := struct {
+		kind, n                     uint32
+		insns, license              uint64
+		logLevel, logSize           uint32
+		log                         uint64
+		version, flags              uint32
+		name                        [16]byte
+		ifindex, expectedAttachType uint32
+	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, n: uint32(len(prog)), insns: uint64(uintptr(unsafe.Pointer(&prog[0]))),
+		license: uint64(uintptr(unsafe.Pointer(&license[0]))), expectedAttachType: unix.BPF_CGROUP_DEVICE}
+	copy(load.name[:], "snapfs_dev")
+	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	if err != nil {
+		return fmt.Errorf("load the device filter: %w", err)
+	}
+	f := os.NewFile(fd, "device filter")
+	if err := g.attach(unix.BPF_PROG_ATTACH, f); err != nil {
+		return errors.Join(fmt.Errorf("attach the device filter: %w", err), f.Close())
+	}
+	old := g.device
+	g.device = f
+	if old == nil {
+		return nil
+	}
+	return errors.Join(g.attach(unix.BPF_PROG_DETACH, old), old.Close())
+}
+
+func (g *Group) attach(cmd uintptr, f *os.File) error {
+	attr := struct{ target, prog, kind, flags, replace uint32 }{
+		target: uint32(g.unified.Fd()), prog: uint32(f.Fd()), kind: unix.BPF_CGROUP_DEVICE, flags: unix.BPF_F_ALLOW_MULTI}
+	if cmd == unix.BPF_PROG_DETACH {
+		attr.flags = 0
+	}
+	_, err := bpf(cmd, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) (uintptr, error) {
+	r, _, e := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size)
+	if e != 0 {
+		return 0, e
+	}
+	return r, nil
+}

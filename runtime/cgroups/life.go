@@ -1,0 +1,208 @@
+package cgroups
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Freeze stops every process of the group, or lets them go on, and waits until that is so.
+func (g *Group) Freeze(ctx context.Context, on bool) error {
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		if err := g.setFrozen(on); err != nil {
+			return err
+		}
+		now, err := g.Frozen()
+		if err != nil || now == on {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), g.setFrozen(false))
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (g *Group) setFrozen(on bool) error {
+	if g.unified != nil {
+		value := "0"
+		if on {
+			value = "1"
+		}
+		return write(g.unified.Name(), "cgroup.freeze", value)
+	}
+	d, ok := g.find("freezer")
+	if !ok {
+		return fmt.Errorf("freezer: %w", ErrMissing)
+	}
+	value := "THAWED"
+	if on {
+		value = "FROZEN"
+	}
+	return write(d.path, "freezer.state", value)
+}
+
+// Frozen tells whether every process of the group is stopped.
+func (g *Group) Frozen() (bool, error) {
+	if g.unified != nil {
+		n, err := field(g.unified.Name(), "cgroup.events", "frozen")
+		return n == 1, err
+	}
+	d, ok := g.find("freezer")
+	if !ok {
+		return false, nil
+	}
+	s, err := read(d.path, "freezer.state")
+	return s == "FROZEN", err
+}
+
+// Kill sends SIGKILL to every process of the group and of those below it.
+func (g *Group) Kill() error {
+	if g.unified != nil {
+		err := write(g.unified.Name(), "cgroup.kill", "1")
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return g.killEach() // version 1, or version 2 before Linux 5.14
+}
+
+// killEach kills by number. While the group is frozen its processes neither end
+// nor fork, so that a number stays whose it is.
+func (g *Group) killEach() error {
+	if len(g.dirs) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	ferr := g.Freeze(ctx, true)
+	top := g.dirs[0].path
+	err := filepath.WalkDir(top, func(at string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return err
+		}
+		s, err := read(at, "cgroup.procs")
+		if err != nil {
+			return err
+		}
+		for line := range strings.FieldsSeq(s) {
+			pid, err := strconv.Atoi(line)
+			if err != nil || pid <= 0 {
+				continue // 0: of a pid namespace we do not see
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("kill %d: %w", pid, err)
+			}
+		}
+		return nil
+	})
+	if errors.Is(ferr, ErrMissing) {
+		return err
+	}
+	return errors.Join(err, ferr, g.setFrozen(false))
+}
+
+// Remove takes the group away. Its processes must have ended; a group whose
+// last one is just being reaped is busy a moment longer.
+func (g *Group) Remove(ctx context.Context) error {
+	var errs []error
+	for _, d := range g.dirs {
+		errs = append(errs, retryRemove(ctx, d.path))
+	}
+	for _, f := range []*os.File{g.unified, g.device} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	g.dirs, g.unified, g.device = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+func retryRemove(ctx context.Context, at string) error {
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := removeTree(at)
+		if err == nil || !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("remove %s: %w", at, err)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// removeTree removes a group and the groups that somebody made in it.
+func removeTree(at string) error {
+	err := unix.Rmdir(at)
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	if err != unix.EBUSY && err != unix.ENOTEMPTY {
+		return &fs.PathError{Op: "rmdir", Path: at, Err: err}
+	}
+	entries, rerr := os.ReadDir(at)
+	if rerr != nil {
+		return rerr
+	}
+	found := false
+	for _, e := range entries {
+		if e.IsDir() {
+			found = true
+			if err := removeTree(filepath.Join(at, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if found {
+		err = unix.Rmdir(at)
+	}
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	return &fs.PathError{Op: "rmdir", Path: at, Err: err}
+}
+
+func read(at, name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(at, name))
+	return strings.TrimSpace(string(b)), err
+}
+
+// number reads a file of one number; "max" and version 1's largest are 0.
+func number(at, name string) (uint64, error) {
+	s, err := read(at, name)
+	if err != nil || s == "max" {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s/%s: %w", at, name, err)
+	}
+	if n >= 1<<63-1<<16 {
+		return 0, nil
+	}
+	return n, nil
+}
+
+// field reads one number of a file of "name number" lines; 0 if it is not there.
+func field(at, name, key string) (uint64, error) {
+	s, err := read(at, name)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(s) {
+		if k, v, _ := strings.Cut(strings.TrimSpace(line), " "); k == key {
+			return strconv.ParseUint(v, 10, 64)
+		}
+	}
+	return 0, nil
+}

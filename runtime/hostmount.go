@@ -1,0 +1,108 @@
+package runtime
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// makeFS makes a file system and mounts it, attached to nothing.
+func makeFS(kind string, params []string, attrs uint64) (int, error) {
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen %s: %w", kind, err)
+	}
+	defer unix.Close(fs)
+	for _, p := range params {
+		key, val, ok := strings.Cut(p, "=")
+		if ok {
+			err = unix.FsconfigSetString(fs, key, val)
+		} else {
+			err = unix.FsconfigSetFlag(fs, key)
+		}
+		if err != nil {
+			return -1, fmt.Errorf("option %s: %w", p, fsError(fs, err))
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fsError(fs, err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attrs))
+	if err != nil {
+		return -1, fmt.Errorf("fsmount %s: %w", kind, err)
+	}
+	return fd, nil
+}
+
+// fsError adds what the kernel says in words, if it says something.
+func fsError(fs int, err error) error {
+	b := make([]byte, 512)
+	n, rerr := unix.Read(fs, b)
+	if rerr != nil || n < 3 {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, strings.TrimSpace(string(b[2:n]))) // "e message"
+}
+
+// cloneTree makes a detached copy of the mounts at a descriptor.
+func cloneTree(fd int, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.OpenTree(fd, "", flags)
+}
+
+// setAttrs changes the attributes and the propagation of a detached mount.
+func setAttrs(fd int, set, clear, propagation uint64, recursive bool) error {
+	if set|clear|propagation == 0 {
+		return nil
+	}
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation})
+}
+
+// detach makes the mount of a container that is not made inside, attached to nothing.
+func (m *mount) detach() (int, error) {
+	if m.kind != "bind" {
+		fd, err := makeFS(m.kind, m.fsParams(), m.set)
+		if err != nil {
+			return -1, err
+		}
+		return fd, nil
+	}
+	// The caller of the runtime names its own file: links in it are followed.
+	src, err := unix.Open(m.source, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("source %s: %w", m.source, err)
+	}
+	defer unix.Close(src)
+	fd, err := cloneTree(src, m.recursive)
+	if err != nil {
+		return -1, fmt.Errorf("source %s: open_tree: %w", m.source, err)
+	}
+	for _, a := range []struct {
+		set, clear, propagation uint64
+		recursive               bool
+	}{
+		{0, 0, m.propagation, m.propagationRec}, {m.setRec, m.clearRec, 0, true}, {m.set, m.clear, 0, false},
+	} {
+		if err := setAttrs(fd, a.set, a.clear, a.propagation, a.recursive); err != nil {
+			unix.Close(fd)
+			return -1, fmt.Errorf("mount_setattr: %w", err)
+		}
+	}
+	return fd, nil
+}
+
+// fsParams adds the source, which some file systems want and all show.
+func (m *mount) fsParams() []string {
+	if m.source == "" || m.kind == "devpts" {
+		return m.params
+	}
+	return append([]string{"source=" + m.source}, m.params...)
+}

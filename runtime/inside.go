@@ -1,0 +1,233 @@
+package runtime
+
+import (
+	"fmt"
+	"math/bits"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/runtime/seccomp"
+)
+
+// This file turns parts of a plan into ops. Everything in it happens in the child.
+
+const fdcwd = ^uintptr(99) // AT_FDCWD
+
+func (p *program) mount(source, target, kind string, flags uintptr) {
+	p.add(unix.SYS_MOUNT, p.str(source), p.str(target), p.str(kind), flags, 0)
+}
+
+// moveMount attaches a mount to a place; both are descriptors.
+func (p *program) moveMount(from, to uintptr) ref {
+	empty := p.str("")
+	return p.add(unix.SYS_MOVE_MOUNT, from, empty, to, empty, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// open opens a path below a directory, without magic links and with more restrictions by resolve.
+func (p *program) open(dir uintptr, name string, flags, resolve uint64) ref {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS}
+	return p.add(unix.SYS_OPENAT2, dir, p.str(name), value(p, how), unix.SizeofOpenHow)
+}
+
+// makeFS is the function makeFS in the child.
+func (p *program) makeFS(m *mount) ref {
+	fs := p.add(unix.SYS_FSOPEN, p.str(m.kind), unix.FSOPEN_CLOEXEC)
+	for _, param := range m.fsParams() {
+		key, val, ok := cutParam(param)
+		if ok {
+			p.add(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, p.str(key), p.str(val), 0)
+		} else {
+			p.add(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, p.str(key), 0, 0)
+		}
+	}
+	p.add(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+	return p.add(unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, uintptr(m.set))
+}
+
+// write writes a string to a file in one call, as the files of /proc want it.
+func (p *program) write(fd uintptr, s string) { p.add(unix.SYS_WRITE, fd, p.str(s), uintptr(len(s))) }
+
+// pivot makes root the root, lets go of the host's file systems, and proves it:
+// "/.." is the root itself, or what is mounted on top of it.
+func (p *program) pivot(root uintptr) {
+	p.step = "pivot_root"
+	dot := p.str(".")
+	p.add(unix.SYS_FCHDIR, root)
+	p.add(unix.SYS_PIVOT_ROOT, dot, dot)
+	p.step = "leave the host's file systems"
+	p.add(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	p.add(unix.SYS_CHDIR, p.str("/"))
+	var have, want unix.Statx_t
+	a, b := value(p, have), value(p, want)
+	const off = unsafe.Offsetof(have.Mnt_id)
+	p.add(unix.SYS_STATX, root, p.str(""), unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, a)
+	p.add(unix.SYS_STATX, fdcwd, p.str("/.."), 0, unix.STATX_MNT_ID, b)
+	p.add(opCompare, a+off, b+off, ^uintptr(0), negative(unix.EXDEV))
+}
+
+// mask hides a path: a file behind /dev/null, a directory behind an empty one.
+// Both covers are ours, clones of what lies in the scratch mount (CVE-2025-31133).
+func (p *program) mask(root uintptr, name string, scratch uintptr) {
+	p.step = "mask " + name
+	const clone = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	at := p.open(root, name, unix.O_PATH, unix.RESOLVE_IN_ROOT)
+	p.tolerate(unix.ENOENT, 4)
+	null := p.add(unix.SYS_OPEN_TREE, scratch, p.str(scratchNull), clone)
+	p.moveMount(null, at)
+	p.tolerate(0, 0) // a directory: the next two
+	p.last().skipOK = 2
+	empty := p.add(unix.SYS_OPEN_TREE, scratch, p.str(scratchEmpty), clone)
+	p.moveMount(empty, at)
+}
+
+// protect makes a path and what is mounted below it read-only.
+func (p *program) protect(root uintptr, name string) {
+	p.step = "make " + name + " read-only"
+	empty := p.str("")
+	at := p.open(root, name, unix.O_PATH, unix.RESOLVE_IN_ROOT)
+	p.tolerate(unix.ENOENT, 3)
+	clone := p.add(unix.SYS_OPEN_TREE, at, empty, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	p.add(unix.SYS_MOUNT_SETATTR, clone, empty, unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, value(p, attr), unsafe.Sizeof(attr))
+	p.moveMount(clone, at)
+}
+
+// loopback brings up lo in a fresh network namespace.
+func (p *program) loopback() {
+	p.step = "bring up lo"
+	s := p.add(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	p.tolerate(unix.EAFNOSUPPORT, 1)
+	type ifreq struct { // struct ifreq, net/if.h
+		name  [unix.IFNAMSIZ]byte
+		flags uint16
+		_     [22]byte
+	}
+	p.add(unix.SYS_IOCTL, s, unix.SIOCSIFFLAGS, value(p, ifreq{name: [unix.IFNAMSIZ]byte{'l', 'o'}, flags: unix.IFF_UP}))
+}
+
+// chdir changes to the working directory and asks where that is: a directory
+// outside of the root reads "(unreachable)…" (CVE-2024-21626).
+func (p *program) chdir(cwd string) {
+	p.step = "chdir " + cwd
+	dir := p.open(fdcwd, cwd, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT)
+	p.add(unix.SYS_FCHDIR, dir)
+	buf := p.bytes(unix.PathMax)
+	p.add(unix.SYS_GETCWD, addr(buf), unix.PathMax)
+	p.add(opCompare, addr(buf), value(p, uint64('/')), 0xff, negative(unix.EXDEV))
+}
+
+// stdio puts three descriptors where a program expects them. They are above lowFDs.
+func (p *program) stdio(fds [3]int, terminal bool) {
+	p.step = "stdio"
+	p.add(unix.SYS_SETSID)
+	p.tolerate(unix.EPERM, 0) // it leads one already
+	for i, fd := range fds {
+		p.add(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
+	}
+	if terminal {
+		p.step = "controlling terminal"
+		p.add(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+}
+
+// oomScore writes oom_score_adj through a procfs of our own.
+func (p *program) oomScore(n *int, procfs func() ref) {
+	if n == nil {
+		return
+	}
+	p.step = fmt.Sprintf("oom_score_adj %d", *n)
+	f := p.open(procfs(), "self/oom_score_adj", unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV)
+	p.write(f, fmt.Sprint(*n))
+}
+
+func (p *program) rlimits(list []rlimit) {
+	for _, r := range list {
+		p.step = fmt.Sprintf("%s %d:%d", r.name, r.soft, r.hard)
+		p.add(unix.SYS_PRLIMIT64, 0, uintptr(r.resource), value(p, unix.Rlimit{Cur: r.soft, Max: r.hard}), 0)
+	}
+}
+
+// identity sets user, groups and capabilities, and last the seccomp filter.
+// Without no_new_privs a filter needs CAP_SYS_ADMIN, which then goes with one
+// capset more, so that in either case the filter sees as little of ours as can be.
+func (p *program) identity(pr *process, own capState, f *seccomp.Filter) {
+	c := pr.caps.limit(own.permitted)
+	p.step = "drop the bounding set"
+	for drop := own.bounding &^ c.bounding; drop != 0; drop &= drop - 1 {
+		p.add(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(bits.TrailingZeros64(drop)), 0, 0, 0)
+	}
+	p.step = fmt.Sprintf("user %d:%d", pr.uid, pr.gid)
+	p.add(unix.SYS_UMASK, uintptr(pr.umask))
+	groups := p.bytes(4 * max(1, len(pr.groups)))
+	copy(unsafe.Slice((*uint32)(unsafe.Pointer(&groups[0])), max(1, len(pr.groups))), pr.groups)
+	p.add(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	p.add(unix.SYS_SETGROUPS, uintptr(len(pr.groups)), addr(groups))
+	p.add(unix.SYS_SETRESGID, uintptr(pr.gid), uintptr(pr.gid), uintptr(pr.gid))
+	p.add(unix.SYS_SETRESUID, uintptr(pr.uid), uintptr(pr.uid), uintptr(pr.uid))
+	p.add(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0, 0, 0)
+
+	p.step = "capabilities"
+	early := c
+	if f != nil && !pr.noNewPrivs {
+		early.permitted |= 1 << unix.CAP_SYS_ADMIN
+		early.effective |= 1 << unix.CAP_SYS_ADMIN
+	}
+	p.capset(early)
+	p.add(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	for a := c.ambient; a != 0; a &= a - 1 {
+		p.add(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(bits.TrailingZeros64(a)), 0, 0)
+	}
+	if pr.noNewPrivs {
+		p.step = "no_new_privs"
+		p.add(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	}
+	p.step = "close descriptors"
+	p.add(unix.SYS_CLOSE_RANGE, 3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
+	p.step = "signal mask"
+	p.add(unix.SYS_RT_SIGPROCMASK, 2, value(p, uint64(0)), 0, 8)
+	if f != nil {
+		p.step = "seccomp filter"
+		p.filter(f)
+		if early != c {
+			p.capset(c)
+		}
+	}
+}
+
+func (p *program) capset(c capabilities) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	lo, hi := c.words(0), c.words(32)
+	p.add(unix.SYS_CAPSET, value(p, hdr), value(p, [2]unix.CapUserData{lo, hi}))
+}
+
+func (c capabilities) words(shift int) unix.CapUserData {
+	return unix.CapUserData{Effective: uint32(c.effective >> shift), Permitted: uint32(c.permitted >> shift), Inheritable: uint32(c.inheritable >> shift)}
+}
+
+// limit takes away what this process cannot give.
+func (c capabilities) limit(have uint64) capabilities {
+	return capabilities{c.bounding, c.effective & have, c.permitted & have, c.inheritable & have, c.ambient & have}
+}
+
+func (p *program) filter(f *seccomp.Filter) {
+	p.keep = append(p.keep, f)
+	prog := struct {
+		n     uint16
+		_     [3]uint16
+		insns uintptr
+	}{n: uint16(len(f.Insns)), insns: uintptr(unsafe.Pointer(&f.Insns[0]))}
+	p.add(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), value(p, prog))
+}
+
+// exec tries each candidate in turn.
+func (p *program) exec(pr *process) {
+	p.step = execStep
+	argv, envp := p.pointers(pr.args), p.pointers(pr.env)
+	for _, name := range pr.candidates() {
+		p.add(unix.SYS_EXECVE, p.str(name), argv, envp)
+		p.last().flags |= flagExec
+	}
+}
+
+const execStep = "exec"

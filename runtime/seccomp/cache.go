@@ -1,0 +1,172 @@
+package seccomp
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// version goes into every key: it changes with what Compile makes of a profile.
+const version = "snapfs seccomp 1 "
+
+// A file of the cache is the SHA-256 of what follows it: flags, then the
+// instructions of 8 bytes each, all little-endian.
+const (
+	headerSize = sha256.Size + 4
+	maxFile    = headerSize + 8*maxInsns
+)
+
+// Cached is Compile with a cache in a directory of the caller's, which is made
+// with mode 0700. A file that is not exactly as it was written, or not ours
+// alone, is compiled and written again. With no directory it is Compile.
+func Cached(dir string, s *specs.LinuxSeccomp) (*Filter, error) {
+	if dir == "" {
+		return Compile(s)
+	}
+	name := filepath.Join(dir, hex.EncodeToString(key(s))+".bpf")
+	if f, err := readFile(name); err == nil {
+		return f, nil
+	}
+	f, err := Compile(s)
+	if err != nil {
+		return nil, err
+	}
+	// A cache that cannot be written costs a millisecond per start, no start.
+	_ = writeFile(name, f)
+	return f, nil
+}
+
+// key hashes everything Compile depends on. Each value is preceded by its
+// length, so that no two profiles read the same.
+func key(s *specs.LinuxSeccomp) []byte {
+	h := sha256.New()
+	put(h, version+goruntime.GOARCH, string(s.DefaultAction), s.ListenerPath, s.ListenerMetadata)
+	putErrno(h, s.DefaultErrnoRet)
+	putList(h, s.Architectures)
+	putList(h, s.Flags)
+	for _, c := range s.Syscalls {
+		putList(h, c.Names)
+		put(h, string(c.Action))
+		putErrno(h, c.ErrnoRet)
+		putNumbers(h, uint64(len(c.Args)))
+		for _, a := range c.Args {
+			put(h, string(a.Op))
+			putNumbers(h, uint64(a.Index), a.Value, a.ValueTwo)
+		}
+	}
+	return h.Sum(nil)
+}
+
+func putNumbers(h hash.Hash, list ...uint64) {
+	for _, n := range list {
+		h.Write(binary.LittleEndian.AppendUint64(nil, n))
+	}
+}
+
+func put(h hash.Hash, list ...string) {
+	for _, s := range list {
+		putNumbers(h, uint64(len(s)))
+		io.WriteString(h, s) //nolint:errcheck // a hash never fails
+	}
+}
+
+func putList[S ~string](h hash.Hash, list []S) {
+	putNumbers(h, uint64(len(list)))
+	for _, s := range list {
+		put(h, string(s))
+	}
+}
+
+func putErrno(h hash.Hash, n *uint) {
+	if n == nil {
+		putNumbers(h, 0)
+	} else {
+		putNumbers(h, 1, uint64(*n))
+	}
+}
+
+var errDoubt = errors.New("the cached filter is not as it was written")
+
+func readFile(name string) (*Filter, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Dir(name), &st); err != nil {
+		return nil, err
+	}
+	if int(st.Uid) != unix.Geteuid() || st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o022 != 0 {
+		return nil, errDoubt
+	}
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if int(st.Uid) != unix.Geteuid() || st.Mode != unix.S_IFREG|0o600 || st.Size > maxFile {
+		return nil, errDoubt
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	return decode(b)
+}
+
+func decode(b []byte) (*Filter, error) {
+	if len(b) <= headerSize || len(b) > maxFile || (len(b)-headerSize)%8 != 0 {
+		return nil, errDoubt
+	}
+	if sum := sha256.Sum256(b[sha256.Size:]); !bytes.Equal(sum[:], b[:sha256.Size]) {
+		return nil, errDoubt
+	}
+	f := &Filter{Flags: binary.LittleEndian.Uint32(b[sha256.Size:])}
+	for b = b[headerSize:]; len(b) > 0; b = b[8:] {
+		f.Insns = append(f.Insns, unix.SockFilter{Code: binary.LittleEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.LittleEndian.Uint32(b[4:])})
+	}
+	return f, nil
+}
+
+func encode(f *Filter) []byte {
+	b := make([]byte, sha256.Size, headerSize+8*len(f.Insns))
+	b = binary.LittleEndian.AppendUint32(b, f.Flags)
+	for _, i := range f.Insns {
+		b = binary.LittleEndian.AppendUint16(b, i.Code)
+		b = append(b, i.Jt, i.Jf)
+		b = binary.LittleEndian.AppendUint32(b, i.K)
+	}
+	sum := sha256.Sum256(b[sha256.Size:])
+	copy(b, sum[:])
+	return b
+}
+
+func writeFile(name string, f *Filter) (err error) {
+	dir := filepath.Dir(name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, ".tmp-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(encode(f))
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("cache a filter: %w", err), os.Remove(tmp.Name()))
+	}
+	return nil
+}
