@@ -1,0 +1,267 @@
+package fetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/decode"
+)
+
+// A request is one range of a layer's blob, for the flights that it serves.
+type request struct {
+	l        *layer
+	class    class
+	from, to int64 // in the blob; to is 0 if nothing is stored
+	parts    []part
+}
+
+// A part is a chunk that a request brings. It holds a reference to its object.
+type part struct {
+	o  *object
+	i  int
+	ck layers.Chunk // as the request's layer has it
+	fl *flight
+
+	extra bool // nobody asked for it
+}
+
+func (r *request) add(p part) {
+	if p.ck.BlobLen > 0 {
+		if r.to == 0 {
+			r.from = p.ck.BlobOff
+		}
+		r.from = min(r.from, p.ck.BlobOff)
+		r.to = max(r.to, p.ck.BlobOff+p.ck.BlobLen)
+	}
+	r.parts = append(r.parts, p)
+}
+
+// fits says whether a chunk can join the request, with at most limit stored bytes in all.
+func (r *request) fits(off, n, limit int64) bool {
+	if n == 0 || r.to == 0 {
+		return true
+	}
+	return off <= r.to+hole && off+n >= r.from-hole && max(r.to, off+n)-min(r.from, off) <= limit
+}
+
+// claim begins a flight for chunk i of o, or returns the one that there is. It
+// is nil, false if the chunk is there. The caller holds a reference to o; one
+// more belongs to a new flight.
+func (f *Fetcher) claim(o *object, i int) (fl *flight, isNew bool) {
+	o.has(i) // verifies a claim, if it is one, without the lock
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if fl := o.flights[i]; fl != nil {
+		return fl, false
+	}
+	if o.has(i) {
+		return nil, false
+	}
+	fl = &flight{done: make(chan struct{}), tried: make(map[*layer]int)}
+	o.flights[i] = fl
+	f.hold(o)
+	return fl, true
+}
+
+// land ends a flight.
+func (f *Fetcher) land(p part, err error) {
+	p.fl.err = err
+	p.o.mu.Lock()
+	delete(p.o.flights, p.i)
+	p.o.mu.Unlock()
+	close(p.fl.done)
+	f.release(p.o)
+}
+
+// send runs a request when its turn comes.
+func (f *Fetcher) send(r *request) error {
+	leave, err := f.gate.enter(r.l.base, r.class)
+	if err != nil {
+		f.fail(r, r.parts, err)
+		return err
+	}
+	return f.transfer(r, leave)
+}
+
+// transfer reads the range, calls leave, and decodes what came. The flights of
+// the request land, or go on with another request. The error is the first that
+// hinders a layer from becoming complete: of the blob, or of the store. Bytes
+// that are wrong are none, other layers may have the right ones.
+func (f *Fetcher) transfer(r *request, leave func()) error {
+	leave = sync.OnceFunc(leave)
+	defer leave()
+	buf := getBuf(r.to - r.from)
+	defer putBuf(buf)
+	stored := (*buf)[:r.to-r.from]
+	if len(stored) == 0 {
+		return f.decode(r, stored, nil)
+	}
+	// The link may be slow: 32 KiB/s is as bad as it may get.
+	ctx, cancel := context.WithTimeout(r.l.base, f.o.Timeout+time.Duration(len(stored)>>15)*time.Second)
+	defer cancel()
+	f.stats.Requests.Add(1)
+	n, err := r.l.Blob.ReadAt(ctx, stored, r.from)
+	f.stats.Fetched.Add(int64(n))
+	leave()
+	if n == len(stored) {
+		err = nil
+	} else if err == nil || err == io.EOF {
+		err = fmt.Errorf("%w: blob ends at %d", layers.ErrBadLayer, r.from+int64(n))
+	}
+	return f.decode(r, stored[:n], err)
+}
+
+// decode decodes, verifies and keeps the chunks in what came of a request;
+// short is why it is less than was asked for.
+func (f *Fetcher) decode(r *request, stored []byte, short error) (err error) {
+	slices.SortStableFunc(r.parts, func(a, b part) int {
+		return cmp.Or(cmp.Compare(a.ck.BlobOff, b.ck.BlobOff), cmp.Compare(a.ck.BlobLen, b.ck.BlobLen), cmp.Compare(a.ck.Inner, b.ck.Inner))
+	})
+	for rest := r.parts; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && sameRun(rest[n-1].ck, rest[n].ck) {
+			n++
+		}
+		run := rest[:n]
+		rest = rest[n:]
+		begin, end := run[0].ck.BlobOff-r.from, run[0].ck.BlobOff-r.from+run[0].ck.BlobLen
+		switch {
+		case run[0].ck.BlobLen == 0:
+			err = cmp.Or(err, f.accept(r, run[0], make([]byte, run[0].ck.Size)))
+		case end > int64(len(stored)):
+			f.fail(r, run, short)
+			if !isBad(short) {
+				err = cmp.Or(err, short)
+			}
+		default:
+			err = cmp.Or(err, f.decodeRun(r, stored[begin:end], run))
+		}
+	}
+	return err
+}
+
+// sameRun says whether b can be decoded in one go with a, which is before it.
+func sameRun(a, b layers.Chunk) bool {
+	return a.BlobLen > 0 && a.BlobOff == b.BlobOff && a.BlobLen == b.BlobLen && b.Inner >= a.Inner+a.Size
+}
+
+func (f *Fetcher) decodeRun(r *request, stored []byte, run []part) error {
+	cks := make([]layers.Chunk, len(run))
+	for i := range run {
+		cks[i] = run[i].ck
+	}
+	var kept error
+	done := 0
+	err := decode.Run(r.l.Compression, stored, cks, func(i int, plain []byte) error {
+		done = i + 1
+		kept = cmp.Or(kept, f.accept(r, run[i], plain))
+		return nil
+	})
+	if err != nil {
+		f.fail(r, run[done:], err)
+	}
+	return kept
+}
+
+// accept takes the decoded bytes of a chunk. Nobody sees them before they were verified.
+func (f *Fetcher) accept(r *request, p part, plain []byte) error {
+	last, err := p.o.keep(p.i, plain)
+	if _, bad := errors.AsType[*layers.DigestError](err); bad {
+		f.fail(r, []part{p}, err)
+		return nil
+	}
+	if err != nil {
+		f.stats.Unkept.Add(1)
+		p.fl.data, p.fl.lost = slices.Clone(plain), err
+		f.land(p, nil)
+		return err
+	}
+	f.stats.Kept.Add(int64(len(plain)))
+	if last {
+		f.hold(p.o)
+		defer f.release(p.o)
+	}
+	f.land(p, nil) // before promote, which takes its time
+	if !last {
+		return nil
+	}
+	if err := f.promote(p.o); !isBad(err) {
+		return err
+	}
+	return nil
+}
+
+// fail tries the chunks elsewhere, or gives them up. Bytes that were wrong are
+// not asked for again where they came from.
+func (f *Fetcher) fail(r *request, parts []part, err error) {
+	bad := isBad(err)
+	err = fmt.Errorf("layer %s: %w", r.l.key, err)
+	for _, p := range parts {
+		if bad {
+			f.lied(p.o.sum, r.l, err)
+		}
+		if p.extra {
+			p.fl.weak = true
+			f.land(p, err)
+			continue
+		}
+		p.fl.errs = append(p.fl.errs, err)
+		p.fl.tried[r.l]++
+		if !f.start(func() { f.retry(r.class, p) }) {
+			f.land(p, context.Canceled)
+		}
+	}
+}
+
+// isBad says whether an error is the fault of bytes that are not what was promised.
+func isBad(err error) bool {
+	_, bad := errors.AsType[*layers.DigestError](err)
+	return bad || errors.Is(err, layers.ErrBadLayer)
+}
+
+// pause is how long to wait before a layer is tried again.
+const pause = 200 * time.Millisecond
+
+// retry sends one chunk's request to the layer that was tried least, at most twice to each.
+func (f *Fetcher) retry(c class, p part) {
+	src := slices.DeleteFunc(slices.Clone(f.from(p.o)), func(s source) bool { return p.fl.tried[s.l] > 1 })
+	if len(src) == 0 || f.base.Err() != nil {
+		f.land(p, fmt.Errorf("object %s: chunk %d: %w", p.o.sum, p.i, errors.Join(p.fl.errs...)))
+		return
+	}
+	s := slices.MinFunc(src, func(a, b source) int { return cmp.Compare(p.fl.tried[a.l], p.fl.tried[b.l]) })
+	if p.fl.tried[s.l] > 0 {
+		select {
+		case <-time.After(pause):
+		case <-f.base.Done():
+		}
+	}
+	p.ck = s.chunks[p.i]
+	r := &request{l: s.l, class: c}
+	r.add(p)
+	if err := f.send(r); err != nil && f.base.Err() == nil {
+		f.log.Warn("keep chunk", "object", p.o.sum, "err", err)
+	}
+}
+
+// buffers of stored bytes, by power of two of their capacity.
+var buffers [64]sync.Pool
+
+func getBuf(n int64) *[]byte {
+	c := bits.Len64(uint64(max(n, 4096) - 1))
+	if b, ok := buffers[c].Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, 1<<c)
+	return &b
+}
+
+func putBuf(b *[]byte) { buffers[bits.Len64(uint64(cap(*b)-1))].Put(b) }
