@@ -1,0 +1,76 @@
+package tarindex
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/objects"
+)
+
+// Parallel is how many layers UnpackAll takes at once. It bounds memory (about
+// 4 MB a layer, and a zstd layer's window) and connections; more would not be
+// faster even where each connection is slow.
+const Parallel = 6
+
+// A Layer is what [UnpackAll] needs of each layer.
+type Layer struct {
+	Desc   ocispec.Descriptor
+	DiffID digest.Digest
+	// Open begins to read the stored bytes. The stream must fail when ctx ends.
+	Open    func(ctx context.Context) (io.ReadCloser, error)
+	Options Options
+}
+
+// UnpackAll unpacks the layers of an image at once and returns their indexes in
+// the same order. The largest begin first, so that the last to end is not one
+// that began late. A layer that an image has twice is unpacked once. The first
+// error ends all.
+func UnpackAll(ctx context.Context, list []Layer, s *objects.Store) ([]*layers.Index, error) {
+	type key struct{ blob, diff digest.Digest }
+	out := make([]*layers.Index, len(list))
+	first := make(map[key]int, len(list))
+	var order []int
+	for i, l := range list {
+		k := key{l.Desc.Digest, l.DiffID}
+		if _, ok := first[k]; !ok {
+			first[k] = i
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(list[b].Desc.Size, list[a].Desc.Size) })
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(Parallel)
+	for _, i := range order {
+		g.Go(func() (err error) {
+			out[i], err = list[i].unpack(ctx, s)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i, l := range list {
+		out[i] = out[first[key{l.Desc.Digest, l.DiffID}]]
+	}
+	return out, nil
+}
+
+func (l *Layer) unpack(ctx context.Context, s *objects.Store) (_ *layers.Index, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r, err := l.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return Unpack(ctx, r, l.Desc, l.DiffID, s, l.Options)
+}
