@@ -121,8 +121,8 @@ func (p *Pack) flush() {
 // Commit makes the objects of the pack readable. On an error none is. A pack
 // without objects leaves nothing.
 func (p *Pack) Commit() error {
-	if p.err != nil || len(p.index) == 0 {
-		return errors.Join(p.err, p.Abort())
+	if err := p.err; err != nil || len(p.index) == 0 {
+		return errors.Join(err, p.Abort()) // not p.err: Abort sets it
 	}
 	if err := p.commit(); err != nil {
 		return fmt.Errorf("store pack %s: %w", p.name, errors.Join(err, p.Abort()))
