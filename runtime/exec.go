@@ -28,9 +28,9 @@ func (c *Container) Exec(ctx context.Context, proc *specs.Process, f Files) (_ *
 	if frozen, err := c.group.Frozen(); err != nil || frozen {
 		return nil, errors.Join(err, errors.New("exec: the container is paused"))
 	}
-	s := &start{plan: c.plan, prog: newProgram(), proc: pr, devpts: c.devpts, pidns: -1}
-	s.tree.closer = &s.fds
-	defer s.fds.close()
+	s := newStart(c.plan, pr)
+	s.devpts = c.devpts
+	defer s.close()
 	if err := s.prepareExec(c, f); err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (s *start) prepareExec(c *Container, f Files) error {
 		return &StepError{"cgroup", err}
 	}
 	s.joinContainer(pidfd, own&^unix.CLONE_NEWPID)
-	return s.finishProcess()
+	return s.finishProcess(false)
 }
 
 // joinContainer takes the child into the namespaces. Before it does, the child

@@ -150,8 +150,9 @@ func (p *program) rlimits(list []rlimit) {
 
 // identity sets user, groups and capabilities, and last the seccomp filter.
 // Without no_new_privs a filter needs CAP_SYS_ADMIN, which then goes with one
-// capset more, so that in either case the filter sees as little of ours as can be.
-func (p *program) identity(pr *process, own capState, f *seccomp.Filter) {
+// capset more, so that in either case the filter sees as little of ours as can
+// be. Descriptors from keep on are closed by the exec that follows.
+func (p *program) identity(pr *process, own capState, f *seccomp.Filter, keep int) {
 	c := pr.caps.limit(own.permitted)
 	p.step = "drop the bounding set"
 	for drop := own.bounding &^ c.bounding; drop != 0; drop &= drop - 1 {
@@ -183,7 +184,7 @@ func (p *program) identity(pr *process, own capState, f *seccomp.Filter) {
 		p.add(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
 	p.step = "close descriptors"
-	p.add(unix.SYS_CLOSE_RANGE, 3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
+	p.add(unix.SYS_CLOSE_RANGE, uintptr(keep), 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	p.step = "signal mask"
 	p.add(unix.SYS_RT_SIGPROCMASK, 2, value(p, uint64(0)), 0, 8)
 	if f != nil {

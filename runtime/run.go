@@ -44,12 +44,16 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 	})
 	pid, err := s.fork(args, out)
 	goruntime.KeepAlive(g)
+	var ierr error
+	if err == nil && out.errno == 0 && s.report >= 0 {
+		ierr = s.awaitInit()
+	}
 	killed := !stop()
 	if err != nil {
 		return nil, err
 	}
 	p := newProcess(pid, int(atomic.LoadInt32(&pidfd)), s.console)
-	if out.errno == 0 && !killed {
+	if out.errno == 0 && ierr == nil && !killed {
 		return p, nil
 	}
 	_ = p.Signal(unix.SIGKILL)
@@ -57,6 +61,9 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 	p.closeConsole()
 	if killed {
 		return nil, ctx.Err()
+	}
+	if ierr != nil {
+		return nil, ierr
 	}
 	return nil, s.failure(out)
 }
@@ -115,9 +122,8 @@ func (s *start) joinPIDs() (func() error, error) {
 // failure puts the child's last words into an error.
 func (s *start) failure(out *outcome) error {
 	errno := unix.Errno(-out.errno)
-	i := min(out.index, len(s.prog.names)-1)
-	if s.prog.names[i] == execStep {
+	if out.index >= len(s.prog.names) || s.prog.names[out.index] == execStep {
 		return &ExecError{s.proc.args[0], errno}
 	}
-	return explain(s.prog.names[i], errno)
+	return explain(s.prog.names[out.index], errno)
 }

@@ -35,9 +35,8 @@ func Start(ctx context.Context, p *Plan, f Files) (_ *Container, err error) {
 	if !supported {
 		return nil, fmt.Errorf("start a container on this architecture: %w", ErrUnsupported)
 	}
-	s := &start{plan: p, prog: newProgram(), proc: p.proc}
-	s.tree.closer = &s.fds
-	defer s.fds.close()
+	s := newStart(p, p.proc)
+	defer s.close()
 	c := &Container{plan: p, devpts: -1, root: -1}
 	defer func() {
 		if err != nil {
@@ -77,12 +76,23 @@ type start struct {
 	procfs  ref
 	pidns   int // to join; -1 if there is none
 	console *pty
-	initEnd *os.File // the parent's end of the pipe of a tiny init
+
+	report, reportEnd int // a pipe from init; -1 if there is none
+}
+
+func newStart(p *Plan, pr process) *start {
+	s := &start{plan: p, proc: pr, prog: newProgram(), devpts: -1, pidns: -1, report: -1, reportEnd: -1}
+	s.tree.closer = &s.fds
+	return s
+}
+
+func (s *start) close() {
+	s.fds.close()
+	s.closeReport()
 }
 
 // prepare opens and makes on the host's side all that can be, and writes the program for the rest.
 func (s *start) prepare(c *Container, f Files) error {
-	s.devpts, s.pidns = -1, -1
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -427,11 +437,11 @@ func (s *start) finish() error {
 	if plan.newNS&unix.CLONE_NEWNET != 0 {
 		p.loopback()
 	}
-	return s.finishProcess()
+	return s.finishProcess(plan.init)
 }
 
 // finishProcess writes the part that Start and Exec have in common.
-func (s *start) finishProcess() error {
+func (s *start) finishProcess(withInit bool) error {
 	p, pr := s.prog, &s.proc
 	own, err := ownCaps()
 	if err != nil {
@@ -447,10 +457,21 @@ func (s *start) finishProcess() error {
 	p.oomScore(pr.oomScore, s.ownProcfs)
 	p.rlimits(pr.rlimits)
 	p.chdir(pr.cwd)
-	p.identity(pr, own, f)
-	p.exec(pr)
+	keep := reportFD
+	if withInit {
+		if err := s.openReport(); err != nil {
+			return err
+		}
+		keep++
+	}
+	p.identity(pr, own, f, keep)
+	if withInit {
+		err = s.execInit()
+	} else {
+		p.exec(pr)
+	}
 	p.link()
-	return nil
+	return err
 }
 
 // ownProcfs is a procfs that we made, so that nothing in it is somebody's fake

@@ -42,3 +42,6 @@ func setMask(set, old *uint64) {
 	const setmask = 2
 	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, setmask, uintptr(unsafe.Pointer(set)), uintptr(unsafe.Pointer(old)), 8, 0, 0)
 }
+
+// initAddr is where the code of a container's init lies. See init_*.s.
+func initAddr() unsafe.Pointer
