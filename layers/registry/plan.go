@@ -26,7 +26,6 @@ type plan struct {
 	hosts []*try
 	last  time.Time // of the start or of progress
 	cur   *try
-	any   error // the latest failure
 }
 
 // A try is what a plan knows of one host.
@@ -109,7 +108,7 @@ func (p *plan) pick(now time.Time) *try {
 func (p *plan) fail(n int64, err error) {
 	t, to := p.cur, p.rp.reg.opt.Timeouts
 	p.progress(n)
-	t.err, p.any = err, err
+	t.err = err
 	retry, after := transient(err)
 	if !retry {
 		t.dead = true
@@ -180,6 +179,9 @@ func (p *plan) run(ctx context.Context, op func(h *repoHost, deadline time.Time)
 // transient reports whether a host that answered err may do better later, and
 // how long it wants to be left alone.
 func transient(err error) (bool, time.Duration) {
+	if _, ok := errors.AsType[*finalError](err); ok {
+		return false, 0
+	}
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		return se.transient(), se.After
 	}

@@ -18,7 +18,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -69,8 +68,9 @@ type Options struct {
 type Timeouts struct {
 	Connect    time.Duration // to connect, and again for the TLS handshake: 10 s
 	Header     time.Duration // from a request to its response's header: 15 s
-	Stall      time.Duration // of a body in which fewer than 512 bytes come: 10 s
-	NoProgress time.Duration // of retries in which nothing comes: 30 s
+	Stall      time.Duration // of a body in which fewer than 4 KiB come: 10 s
+	NoProgress time.Duration // of retries in which nothing comes: 28 s
+	Commit     time.Duration // for a registry to store what it was sent: 2 min
 	Backoff    time.Duration // first pause before a retry, doubled each time: 100 ms
 	MaxBackoff time.Duration // longest pause, also where Retry-After asks for more: 8 s
 	Redirect   time.Duration // how long a redirect's target is used again: 5 min
@@ -87,7 +87,8 @@ func (t Timeouts) withDefaults() Timeouts {
 	def(&t.Connect, 10*time.Second)
 	def(&t.Header, 15*time.Second)
 	def(&t.Stall, 10*time.Second)
-	def(&t.NoProgress, 30*time.Second)
+	def(&t.NoProgress, 28*time.Second)
+	def(&t.Commit, 2*time.Minute)
 	def(&t.Backoff, 100*time.Millisecond)
 	def(&t.MaxBackoff, 8*time.Second)
 	def(&t.Redirect, 5*time.Minute)
@@ -262,19 +263,10 @@ func (r *Registry) source(ref Ref) (source, error) {
 	return nil, fmt.Errorf("%w: transport %q", ErrBadRef, ref.Transport)
 }
 
-// client returns a client that follows no redirect: host.send does, because
+// bareClient returns a client that follows no redirect: host.send does, because
 // credentials must not go along.
 func bareClient(h docker.RegistryHost) *http.Client {
 	c := *h.Client
 	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return &c
-}
-
-// closeAll closes all of cs and joins their errors.
-func closeAll(cs ...io.Closer) error {
-	var err error
-	for _, c := range cs {
-		err = errors.Join(err, c.Close())
-	}
-	return err
 }

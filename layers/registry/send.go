@@ -32,9 +32,9 @@ type call struct {
 }
 
 // send makes the call and returns the response with its body, which is watched
-// for stalls and must be closed. Redirects are followed (GET and HEAD), without
+// for stalls and must be closed. Redirects of a GET are followed, without
 // credentials once they lead to another host; target is then where the last
-// one led. A status that is not 2xx is returned as *StatusError.
+// one led. Any other status that is not 2xx is returned as *StatusError.
 func (h *repoHost) send(ctx context.Context, c *call) (resp *http.Response, target *url.URL, err error) {
 	for hop := 0; ; hop++ {
 		resp, err = h.authorized(ctx, c)
@@ -44,7 +44,7 @@ func (h *repoHost) send(ctx context.Context, c *call) (resp *http.Response, targ
 		if resp.StatusCode/100 == 2 {
 			return resp, target, nil
 		}
-		if !isRedirect(resp.StatusCode) || c.method != http.MethodGet && c.method != http.MethodHead {
+		if !isRedirect(resp.StatusCode) || c.method != http.MethodGet {
 			return nil, target, statusError(resp, target != nil)
 		}
 		next, err := h.redirected(c.url, resp)
@@ -57,15 +57,20 @@ func (h *repoHost) send(ctx context.Context, c *call) (resp *http.Response, targ
 		}
 		d := *c
 		d.url = next
-		if next.Scheme != c.url.Scheme || next.Host != c.url.Host {
+		if target != nil || !sameHost(c.url, resp, next) {
 			d.access = nil
-			target = next
-		} else if target != nil {
 			target = next
 		}
 		c = &d
 		h.repo.reg.stats.Redirects.Add(1)
 	}
+}
+
+// sameHost reports whether to, which the answer to a request for asked names, is
+// on the same host. Loopback hosts may have been asked for https and have
+// answered http (docker.NewHTTPFallback).
+func sameHost(asked *url.URL, resp *http.Response, to *url.URL) bool {
+	return to.Host == asked.Host && (to.Scheme == asked.Scheme || to.Scheme == resp.Request.URL.Scheme)
 }
 
 func isRedirect(code int) bool {
@@ -152,11 +157,18 @@ func (h *repoHost) request(ctx context.Context, c *call) (*http.Request, *watch,
 			w.close()
 			return nil, nil, err
 		}
-		req.Body = &upload{rc: rc, w: w, sent: &h.repo.reg.stats.Sent}
-		req.ContentLength = c.size
-		if c.size == 0 {
-			rc.Close()
+		up := &upload{rc: rc, w: w, sent: &h.repo.reg.stats.Sent, stall: 2 * t.Stall, commit: t.Commit}
+		req.Body, req.ContentLength = up, c.size
+		if c.size == 0 { // a Body of unknown length 0 would be sent chunked
 			req.Body = http.NoBody
+			if err := rc.Close(); err != nil {
+				w.close()
+				return nil, nil, err
+			}
+		}
+		req.GetBody = func() (io.ReadCloser, error) { // after a failed TLS handshake with a loopback host
+			rc, err := c.body()
+			return &upload{rc: rc, w: w, sent: up.sent, stall: up.stall, commit: up.commit}, err
 		}
 	}
 	return req, w, nil
@@ -341,15 +353,21 @@ func (e *bodyError) Is(target error) bool { return target == ErrUnavailable }
 // upload is a request body under a watch: each read by the transport shows that
 // the bytes before it have gone out.
 type upload struct {
-	rc   io.ReadCloser
-	w    *watch
-	sent *atomic.Int64
+	rc     io.ReadCloser
+	w      *watch
+	sent   *atomic.Int64
+	stall  time.Duration
+	commit time.Duration // for the answer, once all has been read
 }
 
 func (u *upload) Read(p []byte) (int, error) {
 	n, err := u.rc.Read(p)
 	u.sent.Add(int64(n))
-	u.w.timer.Reset(2 * u.w.stall)
+	if err == nil {
+		u.w.timer.Reset(u.stall)
+	} else {
+		u.w.timer.Reset(u.commit)
+	}
 	return n, err
 }
 
