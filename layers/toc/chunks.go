@@ -65,6 +65,9 @@ func (b *builder) take(e *entry) error {
 		}
 		f.chunks = append(f.chunks, ck)
 	case "zeros":
+		if int64(b.count+len(f.chunks))+size/maxZeros > layers.MaxEntries {
+			return fmt.Errorf("%w: %q: %d zeros", layers.ErrTooLarge, f.name, size)
+		}
 		ck.BlobLen, ck.Inner = lenZeros, 0
 		f.chunks = appendZeros(f.chunks, ck)
 	default:
@@ -220,9 +223,6 @@ func appendZeros(chunks []layers.Chunk, ck layers.Chunk) []layers.Chunk {
 		}
 		chunks = append(chunks, ck)
 		ck.Off += ck.Size
-		if len(chunks) > layers.MaxEntries {
-			break // the caller refuses it
-		}
 	}
 	return chunks
 }

@@ -2,6 +2,7 @@ package toc
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -194,7 +195,7 @@ func (c *cursor) integer() (int64, error) {
 	switch {
 	case c.pos == len(c.b):
 		return 0, errShort
-	case c.pos == start, n > math.MaxInt64:
+	case c.pos == start, n > math.MaxInt64, c.b[start] == '0' && c.pos > start+1:
 		return 0, c.bad("not a whole number of 63 bits")
 	case c.b[c.pos] == '.' || c.b[c.pos] == 'e' || c.b[c.pos] == 'E':
 		return 0, c.bad("not a whole number")
@@ -278,8 +279,11 @@ func (c *cursor) skipNumber() error {
 	if c.pos == start {
 		return c.bad(fmt.Sprintf("%q where a value belongs", c.b[c.pos]))
 	}
-	if c.pos == len(c.b) {
+	switch {
+	case c.pos == len(c.b):
 		return errShort
+	case !json.Valid(c.b[start:c.pos]):
+		return c.bad("malformed number")
 	}
 	return nil
 }
