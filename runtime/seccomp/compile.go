@@ -82,11 +82,70 @@ func search(list []span) []unix.SockFilter {
 
 // leaf tries the rules of a decision in turn.
 func leaf(d decision) []unix.SockFilter {
+	if code, ok := byValue(d); ok {
+		return code
+	}
 	var code []unix.SockFilter
 	for _, r := range d.rules {
 		code = append(code, r.code()...)
 	}
 	return append(code, ret(d.rest))
+}
+
+// byValue decides by ranges of one argument's values, where all rules are about
+// it alone and compare it with 32-bit numbers. Docker's profile has forty such
+// rules for socket.
+func byValue(d decision) ([]unix.SockFilter, bool) {
+	if len(d.rules) < 3 {
+		return nil, false
+	}
+	bounds := []uint64{0}
+	arg := d.rules[0].when[0].arg
+	for _, r := range d.rules {
+		c := r.when[0]
+		if len(r.when) != 1 || c.arg != arg || c.op == specs.OpMaskedEqual || c.a >= 1<<32-1 {
+			return nil, false
+		}
+		bounds = append(bounds, c.a, c.a+1)
+	}
+	slices.Sort(bounds)
+	var list []span
+	for _, v := range slices.Compact(bounds) {
+		at := decision{rest: d.at(v)}
+		if n := len(list); n == 0 || !list[n-1].equal(at) {
+			list = append(list, span{uint32(v), at})
+		}
+	}
+	off := uint32(offArgs + 8*arg)
+	code := []unix.SockFilter{load(off + 4), jump(unix.BPF_JEQ, 0, 1, 0), ret(d.at(1 << 32)), load(off)}
+	return append(code, search(list)...), true
+}
+
+// at is the decision for one value of the only argument that matters.
+func (d decision) at(v uint64) action {
+	for _, r := range d.rules {
+		if r.when[0].match(v) {
+			return r.action
+		}
+	}
+	return d.rest
+}
+
+// match compares a value, for any operator but the masked one.
+func (c condition) match(v uint64) bool {
+	switch c.op {
+	case specs.OpEqualTo:
+		return v == c.a
+	case specs.OpNotEqual:
+		return v != c.a
+	case specs.OpGreaterThan:
+		return v > c.a
+	case specs.OpGreaterEqual:
+		return v >= c.a
+	case specs.OpLessThan:
+		return v < c.a
+	}
+	return v <= c.a
 }
 
 // Where a comparison goes on, besides the next instruction (0).

@@ -206,9 +206,10 @@ func readCall(s specs.LinuxSyscall) (call, error) {
 	return c, nil
 }
 
-// decide works out the decisions of one ABI, by number, and the highest number it knows of.
-func (p *profile) decide(t table) (decisions map[uint32]decision, last uint32) {
-	decisions = map[uint32]decision{}
+// decide works out the decisions of one ABI, by number, and the newest number it
+// knows of, -1 if it knows none.
+func (p *profile) decide(t table) (decisions map[uint32]decision, last int64) {
+	decisions, last = map[uint32]decision{}, -1
 	free := map[uint32]bool{} // calls with an unconditional rule
 	for _, c := range p.calls {
 		for _, name := range c.names {
@@ -217,7 +218,7 @@ func (p *profile) decide(t table) (decisions map[uint32]decision, last uint32) {
 				continue
 			}
 			if n < armPrivate {
-				last = max(last, n)
+				last = max(last, int64(n))
 			}
 			if free[n] {
 				continue
@@ -277,10 +278,10 @@ func (p *profile) spans(t table) []span {
 		numbers = append(numbers, n)
 	}
 	slices.Sort(numbers)
-	stubbed := p.permissive() || len(decisions) == 0
+	stubbed := p.permissive() || last < 0
 	stub := func() {
 		if !stubbed {
-			put(last+1, decision{rest: enosys})
+			put(uint32(last)+1, decision{rest: enosys})
 			if t.audit == unix.AUDIT_ARCH_ARM {
 				put(armPrivate, rest)
 			}
@@ -288,7 +289,7 @@ func (p *profile) spans(t table) []span {
 		}
 	}
 	for _, n := range numbers {
-		if n > last {
+		if int64(n) > last {
 			stub()
 		}
 		put(n, decisions[n])
