@@ -20,8 +20,10 @@ import (
 const (
 	minUnit  = 256 << 10
 	maxUnit  = 4 << 20
-	busyUnit = 256 << 10
-	unitTime = 100 * time.Millisecond // that a request should take of the whole line
+	busyUnit = 128 << 10
+	// Time of the whole line that one request may take.
+	minPart = 10 * time.Millisecond
+	maxPart = 100 * time.Millisecond
 )
 
 // Complete fetches everything that is missing of layers, in the order of their
@@ -74,7 +76,8 @@ type completion struct {
 	seen   int64 // end of the last request that ended, in the current layer
 	next   int   // item of the current layer
 	unit   int64
-	err    error // ends the pass
+	least  time.Duration // that a request took
+	err    error         // ends the pass
 }
 
 // passes is how often a layer is gone through before its errors are believed.
@@ -137,7 +140,7 @@ func (c *completion) pass(ctx context.Context, l *layer, ord *order) {
 // work sends one request after another until there are no more items.
 func (c *completion) work(ctx context.Context, l *layer, ord *order) {
 	for {
-		leave, err := c.f.gate.enter(ctx, background)
+		leave, err := c.f.gate.enter(ctx, background, nil)
 		if err != nil {
 			c.end(err)
 			return
@@ -147,12 +150,7 @@ func (c *completion) work(ctx context.Context, l *layer, ord *order) {
 			leave()
 			return
 		}
-		begin := time.Now()
-		err = c.f.transfer(r, func() {
-			leave()
-			c.pace(r.to-r.from, time.Since(begin))
-		})
-		if err != nil {
+		if err := c.f.transfer(r, leave); err != nil {
 			c.end(err)
 			return
 		}
@@ -174,24 +172,43 @@ func (c *completion) take(l *layer, ord *order) *request {
 	if c.err != nil || l.base.Err() != nil {
 		return nil
 	}
-	limit := c.unit
-	if !c.f.gate.idle() {
-		limit = busyUnit
-	}
-	r := &request{l: l, class: background}
-	c.next = c.f.fill(r, ord, c.next, extent{limit: limit, end: math.MaxInt64, multi: true})
+	r := newRequest(l, background)
+	r.unit, r.pace = c.limit, c.pace
+	c.next = c.f.fill(r, ord, c.next, extent{limit: c.bound(), end: math.MaxInt64, multi: true})
 	if len(r.parts) == 0 {
 		return nil
 	}
 	return r
 }
 
-// pace chooses the size of requests by how fast they come.
+// limit is how many bytes to ask for at once.
+func (c *completion) limit() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bound()
+}
+
+// bound is limit with c.mu held.
+func (c *completion) bound() int64 {
+	if c.f.gate.idle() {
+		return c.unit
+	}
+	return min(c.unit, busyUnit)
+}
+
+// pace chooses the size of requests. With three under way, the line is full if
+// each takes half a round trip of it: two come while the third is asked for.
+// More would only make a reader wait.
 func (c *completion) pace(n int64, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	line := float64(n) / max(took.Seconds(), 1e-6) * float64(c.f.o.Parallel)
-	want := min(maxUnit, max(minUnit, int64(line*unitTime.Seconds())))
+	took = max(took, time.Microsecond)
+	if c.least == 0 || took < c.least {
+		c.least = took
+	}
+	line := float64(n) / took.Seconds() * float64(c.f.o.Parallel)
+	part := min(maxPart, max(minPart, c.least))
+	want := min(maxUnit, max(minUnit, int64(line*part.Seconds())))
 	c.unit = (3*c.unit + want) / 4
 }
 

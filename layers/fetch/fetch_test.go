@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -234,6 +235,7 @@ func TestOneFlight(t *testing.T) {
 		if t.Context().Err() != nil {
 			t.Fatal("readers do not wait")
 		}
+		runtime.Gosched()
 	}
 	close(goOn)
 	wg.Wait()
@@ -537,7 +539,8 @@ func TestBackgroundYields(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for f.gate.waiting(background) == 0 { // it has come to the gate
+	for f.gate.waiting(background) == 0 { // until it has come to the gate
+		runtime.Gosched()
 	}
 	demanding.Store(false)
 	close(goOn)

@@ -38,17 +38,21 @@ type gate struct {
 
 func newGate(parallel int) *gate { return &gate{parallel: parallel} }
 
-// enter waits for its turn; leave ends the request.
-func (g *gate) enter(ctx context.Context, c class) (leave func(), err error) {
+// enter waits for its turn; leave ends the request. Who is in a hurry passes
+// without a turn.
+func (g *gate) enter(ctx context.Context, c class, hurry <-chan struct{}) (leave func(), err error) {
 	g.mu.Lock()
 	turn := make(chan struct{})
 	g.queue[c] = append(g.queue[c], turn)
 	g.pass()
 	g.mu.Unlock()
+	leave = sync.OnceFunc(func() { g.leave(c) })
 	select {
 	case <-turn:
-		return sync.OnceFunc(func() { g.leave(c) }), nil
+		return leave, nil
+	case <-hurry:
 	case <-ctx.Done():
+		err = ctx.Err()
 	}
 	g.mu.Lock()
 	i := slices.Index(g.queue[c], turn)
@@ -57,9 +61,9 @@ func (g *gate) enter(ctx context.Context, c class) (leave func(), err error) {
 	}
 	g.mu.Unlock()
 	if i < 0 { // its turn came as well
-		g.leave(c)
+		leave()
 	}
-	return nil, ctx.Err()
+	return func() {}, err
 }
 
 func (g *gate) leave(c class) {

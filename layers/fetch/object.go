@@ -40,6 +40,7 @@ type object struct {
 // A flight is one chunk on its way. Its other fields may be read when done is closed.
 type flight struct {
 	done chan struct{}
+	r    *request // nil if it began because a reader asked
 	err  error
 	weak bool   // err is of a request that nobody waited for: try again
 	data []byte // only if it could not be kept,

@@ -89,13 +89,16 @@ func (f *Fetcher) want(o *object, first, end int, c class) []*flight {
 	flights := make([]*flight, end-first)
 	var mine []int
 	for i := range flights {
-		fl, isNew := f.claim(o, first+i)
+		fl, isNew := f.claim(o, first+i, nil)
 		flights[i] = fl
 		switch {
 		case isNew:
 			mine = append(mine, first+i)
 		case fl != nil:
 			f.stats.Waits.Add(1)
+			if fl.r != nil && c == demand {
+				fl.r.rush()
+			}
 		}
 	}
 	if len(mine) > 0 {
@@ -119,12 +122,12 @@ func (f *Fetcher) launch(o *object, mine []int, flights []*flight, c class) {
 		return
 	}
 	l := src[0].l
-	reqs := []*request{{l: l, class: c}}
+	reqs := []*request{newRequest(l, c)}
 	for _, p := range parts {
 		p.ck = src[0].chunks[p.i]
 		r := reqs[len(reqs)-1]
 		if !r.fits(p.ck.BlobOff, p.ck.BlobLen, maxWindow) {
-			r = &request{l: l, class: c}
+			r = newRequest(l, c)
 			reqs = append(reqs, r)
 		}
 		r.add(p)
@@ -178,11 +181,11 @@ const aheadUnit = 1 << 20
 
 func (f *Fetcher) readAhead(l *layer, ord *order, next int, end int64) {
 	for next < len(ord.items) && ord.items[next].off < end {
-		leave, err := f.gate.enter(l.base, ahead)
+		leave, err := f.gate.enter(l.base, ahead, nil)
 		if err != nil {
 			return
 		}
-		r := &request{l: l, class: ahead}
+		r := newRequest(l, ahead)
 		next = f.fill(r, ord, next, extent{limit: aheadUnit, end: end, multi: true})
 		if len(r.parts) == 0 {
 			leave()
@@ -212,7 +215,7 @@ func (f *Fetcher) fill(r *request, ord *order, next int, x extent) int {
 		if it.chunk > 0 && !x.multi {
 			continue
 		}
-		if p, ok := f.missing(r.l, ord.sums[it.obj], int(it.chunk), x.multi); ok {
+		if p, ok := f.missing(r, ord.sums[it.obj], int(it.chunk), x.multi); ok {
 			r.add(p)
 		}
 	}
@@ -220,7 +223,7 @@ func (f *Fetcher) fill(r *request, ord *order, next int, x extent) int {
 }
 
 // missing begins a flight for a chunk that is neither there nor on its way.
-func (f *Fetcher) missing(l *layer, sum layers.Sum, i int, multi bool) (part, bool) {
+func (f *Fetcher) missing(r *request, sum layers.Sum, i int, multi bool) (part, bool) {
 	o := f.known(sum)
 	if o == nil {
 		if f.store.Has(sum) {
@@ -233,10 +236,10 @@ func (f *Fetcher) missing(l *layer, sum layers.Sum, i int, multi bool) (part, bo
 	}
 	defer f.release(o)
 	src := f.from(o)
-	at := slices.IndexFunc(src, func(s source) bool { return s.l == l })
+	at := slices.IndexFunc(src, func(s source) bool { return s.l == r.l })
 	if at < 0 || len(o.chunks) > 1 && !multi {
 		return part{}, false
 	}
-	fl, isNew := f.claim(o, i)
+	fl, isNew := f.claim(o, i, r)
 	return part{o: o, i: i, ck: src[at].chunks[i], fl: fl, extra: true}, isNew
 }

@@ -21,7 +21,21 @@ type request struct {
 	class    class
 	from, to int64 // in the blob; to is 0 if nothing is stored
 	parts    []part
+
+	// unit, of background requests, says how many bytes to read before they
+	// give way again. It is nil for others, which are read in one go.
+	unit  func() int64
+	pace  func(n int64, took time.Duration) // is told of each unit
+	once  sync.Once
+	hurry chan struct{} // closed when a reader waits for it after all
 }
+
+func newRequest(l *layer, c class) *request {
+	return &request{l: l, class: c, hurry: make(chan struct{})}
+}
+
+// rush tells a request that a reader waits for it.
+func (r *request) rush() { r.once.Do(func() { close(r.hurry) }) }
 
 // A part is a chunk that a request brings. It holds a reference to its object.
 type part struct {
@@ -54,8 +68,9 @@ func (r *request) fits(off, n, limit int64) bool {
 
 // claim begins a flight for chunk i of o, or returns the one that there is. It
 // is nil, false if the chunk is there. The caller holds a reference to o; one
-// more belongs to a new flight.
-func (f *Fetcher) claim(o *object, i int) (fl *flight, isNew bool) {
+// more belongs to a new flight. r is the request that the flight is for, if
+// that begins without being asked for.
+func (f *Fetcher) claim(o *object, i int, r *request) (fl *flight, isNew bool) {
 	o.has(i) // verifies a claim, if it is one, without the lock
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -65,7 +80,7 @@ func (f *Fetcher) claim(o *object, i int) (fl *flight, isNew bool) {
 	if o.has(i) {
 		return nil, false
 	}
-	fl = &flight{done: make(chan struct{}), tried: make(map[*layer]int)}
+	fl = &flight{done: make(chan struct{}), r: r, tried: make(map[*layer]int)}
 	o.flights[i] = fl
 	f.hold(o)
 	return fl, true
@@ -83,7 +98,7 @@ func (f *Fetcher) land(p part, err error) {
 
 // send runs a request when its turn comes.
 func (f *Fetcher) send(r *request) error {
-	leave, err := f.gate.enter(r.l.base, r.class)
+	leave, err := f.gate.enter(r.l.base, r.class, nil)
 	if err != nil {
 		f.fail(r, r.parts, err)
 		return err
@@ -91,32 +106,56 @@ func (f *Fetcher) send(r *request) error {
 	return f.transfer(r, leave)
 }
 
-// transfer reads the range, calls leave, and decodes what came. The flights of
+// transfer reads the range, leaves the gate, and decodes what came. The flights of
 // the request land, or go on with another request. The error is the first that
 // hinders a layer from becoming complete: of the blob, or of the store. Bytes
 // that are wrong are none, other layers may have the right ones.
 func (f *Fetcher) transfer(r *request, leave func()) error {
-	leave = sync.OnceFunc(leave)
-	defer leave()
+	defer func() { leave() }()
 	buf := getBuf(r.to - r.from)
 	defer putBuf(buf)
 	stored := (*buf)[:r.to-r.from]
 	if len(stored) == 0 {
 		return f.decode(r, stored, nil)
 	}
-	// The link may be slow: 32 KiB/s is as bad as it may get.
-	ctx, cancel := context.WithTimeout(r.l.base, f.o.Timeout+time.Duration(len(stored)>>15)*time.Second)
-	defer cancel()
-	f.stats.Requests.Add(1)
-	n, err := r.l.Blob.ReadAt(ctx, stored, r.from)
-	f.stats.Fetched.Add(int64(n))
-	leave()
+	n, err := f.readRange(r, stored, &leave)
 	if n == len(stored) {
 		err = nil
 	} else if err == nil || err == io.EOF {
 		err = fmt.Errorf("%w: blob ends at %d", layers.ErrBadLayer, r.from+int64(n))
 	}
 	return f.decode(r, stored[:n], err)
+}
+
+// readRange reads what r asks for. In the background it gives way after each
+// unit, and leave becomes that of the next one.
+func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, err error) {
+	for n < len(stored) && err == nil {
+		p := stored[n:]
+		if r.unit != nil {
+			p = p[:min(int64(len(p)), r.unit())]
+		}
+		// The link may be slow: 32 KiB/s is as bad as it may get.
+		ctx, cancel := context.WithTimeout(r.l.base, f.o.Timeout+time.Duration(len(p)>>15)*time.Second)
+		f.stats.Requests.Add(1)
+		var m int
+		begin := time.Now()
+		m, err = r.l.Blob.ReadAt(ctx, p, r.from+int64(n))
+		cancel()
+		f.stats.Fetched.Add(int64(m))
+		(*leave)()
+		*leave = func() {}
+		if r.pace != nil {
+			r.pace(int64(m), time.Since(begin))
+		}
+		if n += m; m == len(p) {
+			err = nil // it may be io.EOF
+		}
+		if n < len(stored) && err == nil {
+			*leave, err = f.gate.enter(r.l.base, r.class, r.hurry)
+		}
+	}
+	return n, err
 }
 
 // decode decodes, verifies and keeps the chunks in what came of a request;
@@ -245,7 +284,7 @@ func (f *Fetcher) retry(c class, p part) {
 		}
 	}
 	p.ck = s.chunks[p.i]
-	r := &request{l: s.l, class: c}
+	r := newRequest(s.l, c)
 	r.add(p)
 	if err := f.send(r); err != nil && f.base.Err() == nil {
 		f.log.Warn("keep chunk", "object", p.o.sum, "err", err)

@@ -125,6 +125,7 @@ func TestCleanStop(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	s.root = -1
 	s = open(t, dir, "b")
 	if s.Unclean() {
 		t.Error("Unclean after Close")
@@ -143,6 +144,7 @@ func TestHandOverIsNoCleanStop(t *testing.T) {
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
+	old.root = -1
 	data := random(5000)
 	if err := s.Put(layers.SumOf(data), data); err != nil {
 		t.Fatal(err)
@@ -482,4 +484,41 @@ func TestDiskFull(t *testing.T) {
 	if err := s.Put(layers.SumOf(kept[0]), kept[0]); err != nil {
 		t.Errorf("Put after Sweep = %v (%d blocks were free before)", err, free)
 	}
+}
+
+// A disk that does not take writes any more: errors, and nothing is called durable.
+func TestDeadDisk(t *testing.T) {
+	dir, power, back := ext4(t, 32)
+	s, err := Open(filepath.Join(dir, "root"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := random(50_000)
+	if err := s.Put(layers.SumOf(data), data); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const shutdown, noLogFlush = 0x8004587d, 2 // EXT4_IOC_SHUTDOWN, fs/ext4/ext4.h
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), shutdown, noLogFlush); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := s.Barrier(t.Context()); err == nil {
+		t.Error("Barrier on a dead disk = nil")
+	}
+	other := random(50_000)
+	if err := s.Put(layers.SumOf(other), other); err == nil {
+		t.Error("Put on a dead disk = nil")
+	}
+	if s.Has(layers.SumOf(other)) {
+		t.Error("an object that was not written is there")
+	}
+	if err := s.Close(); err == nil {
+		t.Error("Close on a dead disk = nil")
+	}
+	power()
+	back()
 }
