@@ -58,6 +58,7 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 	}
 	_ = p.Signal(unix.SIGKILL)
 	<-p.done
+	p.pidfd.Close()
 	p.closeConsole()
 	if killed {
 		return nil, ctx.Err()
