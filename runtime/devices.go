@@ -230,14 +230,15 @@ func (s *start) bindConsole(slave int) error {
 	if kind == unix.S_IFLNK || kind == unix.S_IFDIR {
 		return errors.New("/dev/console: the image has something else there")
 	}
-	if s.tree.console, err = dupHigh(fd); err != nil {
+	target, err := dupHigh(fd)
+	if err != nil {
 		return err
 	}
-	s.fds.add(s.tree.console)
+	s.fds.add(target)
 	p := s.prog
 	p.step = "bind the terminal to /dev/console"
 	clone := p.add(unix.SYS_OPEN_TREE, uintptr(slave), p.str(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-	p.moveMount(clone, uintptr(s.tree.console))
+	p.moveMount(clone, uintptr(target))
 	return nil
 }
 

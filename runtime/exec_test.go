@@ -96,13 +96,18 @@ func TestPause(t *testing.T) {
 	}
 }
 
-// readTTY reads lines of a terminal until one has a prefix.
-func readTTY(t *testing.T, f *os.File, prefix string) string {
+// lines reads a terminal.
+func lines(t *testing.T, f *os.File) *bufio.Reader {
 	t.Helper()
 	if err := f.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	r := bufio.NewReader(f)
+	return bufio.NewReader(f)
+}
+
+// readTTY reads lines until one has a prefix.
+func readTTY(t *testing.T, r *bufio.Reader, prefix string) string {
+	t.Helper()
 	for {
 		line, err := r.ReadString('\n')
 		if strings.HasPrefix(line, prefix) {
@@ -125,21 +130,22 @@ func TestTerminal(t *testing.T) {
 		c := begin(t, s, o)
 		tty := c.Init().Console()
 		defer tty.Close()
+		r := lines(t, tty)
 		if err := c.Init().Resize(33, 101); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := tty.WriteString("go\n"); err != nil {
 			t.Fatal(err)
 		}
-		if got := readTTY(t, tty, "/dev/pts/"); got != "/dev/pts/0 33 101 true <nil>" {
+		if got := readTTY(t, r, "/dev/pts/"); got != "/dev/pts/0 33 101 true <nil>" {
 			t.Errorf("init %v: tty %q, want /dev/pts/0 33 101 with us in front", init, got)
 		}
 		// A terminal's signals arrive: ^C.
-		readTTY(t, tty, "ready")
+		readTTY(t, r, "ready")
 		if _, err := tty.WriteString("\x03"); err != nil {
 			t.Fatal(err)
 		}
-		if got := readTTY(t, tty, "^Cgot"); got != "^Cgot SIGINT" {
+		if got := readTTY(t, r, "^Cgot"); got != "^Cgot SIGINT" {
 			t.Errorf("init %v: after ^C %q", init, got)
 		}
 		st, err := c.Init().Wait(t.Context())
@@ -158,7 +164,7 @@ func TestTerminalOfExec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Console().Close()
-	if got := readTTY(t, p.Console(), "/dev/pts/"); got != "/dev/pts/0 5 6 true <nil>" {
+	if got := readTTY(t, lines(t, p.Console()), "/dev/pts/"); got != "/dev/pts/0 5 6 true <nil>" {
 		t.Errorf("tty %q", got)
 	}
 	if err := p.Signal(unix.SIGKILL); err != nil {

@@ -160,7 +160,7 @@ func TestFakeConsole(t *testing.T) {
 	c := begin(t, s, options(t))
 	tty := c.Init().Console()
 	defer tty.Close()
-	if got := readTTY(t, tty, "/dev/console"); !strings.HasPrefix(got, "/dev/console 2") || !strings.HasSuffix(got, "136:0") {
+	if got := readTTY(t, lines(t, tty), "/dev/console"); !strings.HasPrefix(got, "/dev/console 2") || !strings.HasSuffix(got, "136:0") {
 		t.Errorf("console is %q, want the terminal", got)
 	}
 	// Without a /dev of ours the image's nodes are looked at, not believed.

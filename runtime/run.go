@@ -53,6 +53,7 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 		return nil, err
 	}
 	p := newProcess(pid, int(atomic.LoadInt32(&pidfd)), s.console)
+	s.console = nil // it is the process's now
 	if out.errno == 0 && ierr == nil && !killed {
 		return p, nil
 	}

@@ -89,6 +89,9 @@ func newStart(p *Plan, pr process) *start {
 func (s *start) close() {
 	s.fds.close()
 	s.closeReport()
+	if s.console != nil {
+		s.console.master.Close()
+	}
 }
 
 // prepare opens and makes on the host's side all that can be, and writes the program for the rest.

@@ -23,7 +23,6 @@ type tree struct {
 	root    int
 	mounts  []mounted // in the order they will be mounted
 	closer  *closer
-	console int
 }
 
 // mounted is a mount that has its place. Those made inside have no descriptor yet.
