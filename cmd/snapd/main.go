@@ -1,3 +1,162 @@
+// Command snapd is the daemon of snapfs: it makes images known, serves their
+// missing bytes over FUSE, and keeps the book of containers. It is a supervisor
+// that owns what must outlive a crash, and a worker that does the work (see
+// package internal/supervisor).
 package main
 
-func main() {}
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/snapfs/snapfs/fs/mounts"
+	"github.com/snapfs/snapfs/internal/supervisor"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run is main with its surroundings passed in. It returns the exit status: 0,
+// 1 for a failure, 2 for a misuse.
+func run(args []string, stdout, stderr io.Writer) int {
+	c, done, err := parse(args, stdout, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "snapd: %v\n", err)
+		return 2
+	case done:
+		return 0
+	}
+	log := c.Log.logger()
+	setContainerdLog(c.Log)
+	if supervisor.IsWorker() {
+		err = work(c, log)
+	} else {
+		err = supervise(c, log)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "snapd: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// parse reads the command line and the configuration file that it names.
+func parse(args []string, stdout, stderr io.Writer) (c Config, done bool, err error) {
+	f := flag.NewFlagSet("snapd", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	file := f.String("config", "", "read the configuration from `FILE` (default "+defaultConfigFile+", if it exists)")
+	root := f.String("root", "", "keep state in `DIR` (default /var/lib/snapfs)")
+	runDir := f.String("run", "", "keep sockets and mounts in `DIR` (default /run/snapfs)")
+	level := f.String("log-level", "", "log `LEVEL` and above: debug, info, warn or error")
+	show := f.Bool("version", false, "print the version and exit")
+	f.Usage = func() {
+		fmt.Fprint(stderr, "usage: snapd [flags]\n\nsnapd mounts container images without downloading them first.\n\n")
+		f.PrintDefaults()
+	}
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return c, true, err
+		}
+		return c, true, fmt.Errorf("%w (see snapd --help)", err)
+	}
+	if f.NArg() > 0 {
+		return c, true, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if *show {
+		fmt.Fprintln(stdout, "snapd", version)
+		return c, true, nil
+	}
+	if c, err = LoadConfig(*file); err != nil {
+		return c, true, err
+	}
+	for dst, v := range map[*string]string{&c.Root: *root, &c.Run: *runDir, &c.Log.Level: *level} {
+		if v != "" {
+			*dst = v
+		}
+	}
+	for _, dir := range []*string{&c.Root, &c.Run} {
+		if abs, err := filepath.Abs(*dir); err == nil {
+			*dir = abs
+		}
+	}
+	return c, false, c.Validate()
+}
+
+// supervise is the first process: it checks what cannot be cured later, and
+// then keeps a worker alive.
+func supervise(c Config, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return errors.New("must run as root: it mounts file systems (rootless operation is not supported yet)")
+	}
+	runner, err := c.runner()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{c.Root, c.Run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	kernel, err := mounts.Probe(c.Root)
+	if err != nil {
+		return err
+	}
+	if _, err := kernel.Backend(""); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return supervisor.Run(ctx, supervisor.Options{
+		Root: c.Root, Run: c.Run, Log: log, Keeper: []string{runner, "keeper"},
+		InUse: func() bool { return inUse(c.Run) },
+	})
+}
+
+// inUse tells whether a container or a mount lives that may yet read from the FUSE mount.
+func inUse(run string) bool {
+	for _, dir := range []string{"containers", "mounts"} {
+		if entries, err := os.ReadDir(filepath.Join(run, dir)); err == nil && len(entries) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// runner finds the snapctl executable.
+func (c Config) runner() (string, error) {
+	if c.Runner != "" {
+		return c.Runner, checkExecutable(c.Runner)
+	}
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "snapctl")
+		if checkExecutable(beside) == nil {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath("snapctl")
+	if err != nil {
+		return "", errors.New("snapctl is neither beside snapd nor in PATH: set runner in the configuration")
+	}
+	return filepath.Abs(path)
+}
+
+func checkExecutable(path string) error {
+	fi, err := os.Stat(path)
+	if err == nil && (!fi.Mode().IsRegular() || fi.Mode()&0o111 == 0) {
+		err = fmt.Errorf("runner %s: not an executable file", path)
+	}
+	return err
+}

@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/snapfs/snapfs/layers/lazy"
 )
 
 // The database's buckets. Values are JSON.
@@ -56,9 +58,7 @@ type layerRow struct {
 	Durable bool
 }
 
-func (l *layerRow) lazy() bool { return l.Format != formatTar }
-
-const formatTar = "tar"
+func (l *layerRow) lazy() bool { return l.Format != lazy.Tar }
 
 // treeRow is a metadata image on disk.
 type treeRow struct {

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/snapfs/snapfs/fs/objectfs"
+	"github.com/snapfs/snapfs/internal/containers"
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/layers/fetch"
+	"github.com/snapfs/snapfs/layers/objects"
+	"github.com/snapfs/snapfs/layers/registry"
+)
+
+// daemon is the worker's stack, from the bottom up.
+type daemon struct {
+	c          Config
+	log        *slog.Logger
+	w          *supervisor.Worker
+	store      *objects.Store
+	registry   *registry.Registry
+	counts     registry.Stats
+	fetcher    *fetch.Fetcher
+	images     *images.Service
+	containers *containers.Service
+	nodes      *objectfs.Nodes
+	fs         *objectfs.FS
+	runner     string
+	started    time.Time
+}
+
+// memoryGoal is where the collector begins to work harder: a worker at rest
+// needs a fifth of it, a pull of many layers about all of it.
+const memoryGoal = 128 << 20
+
+// work is the second process: it builds the stack, serves, and takes it down.
+func work(c Config, log *slog.Logger) (err error) {
+	debug.SetMemoryLimit(memoryGoal)
+	debug.SetGCPercent(50)
+	w, ctx, err := supervisor.Attach(context.Background(), log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	d := &daemon{c: c, log: log, w: w, started: time.Now()}
+	if err := d.open(ctx); err != nil {
+		return errors.Join(err, d.close())
+	}
+	err = d.serve(ctx)
+	return errors.Join(err, d.close())
+}
+
+func (d *daemon) open(ctx context.Context) (err error) {
+	c := d.c
+	if d.runner, err = c.runner(); err != nil {
+		return err
+	}
+	if d.store, err = objects.Open(c.Root, objects.Options{Log: d.log}); err != nil {
+		return err
+	}
+	if d.nodes, err = objectfs.OpenNodes(filepath.Join(c.Run, "nodes")); err != nil {
+		return err
+	}
+	credentials := registry.DockerCredentials{Paths: c.Registry.DockerConfigs}
+	d.registry = registry.New(registry.Options{
+		Credentials: credentials.Lookup,
+		HostDirs:    c.Registry.ConfigDirs, PlainHTTP: c.Registry.PlainHTTP,
+		Timeouts:  registry.Timeouts{Connect: time.Duration(c.Registry.ConnectTimeout), Stall: time.Duration(c.Registry.StallTimeout)},
+		UserAgent: "snapfs/" + version, SpoolDir: filepath.Join(c.Root, "tmp"), Log: d.log, Stats: &d.counts,
+	})
+	d.fetcher = fetch.New(fetch.Options{Store: d.store, Log: d.log})
+	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log})
+	d.images, err = images.Open(ctx, images.Options{
+		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Mounter: d.w,
+		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
+		Complete: c.Pull.Complete, Log: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.containers, err = containers.Open(containers.Options{
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Log: d.log,
+	})
+	return err
+}
+
+// serve answers the kernel and clients until ctx ends. The kernel comes first:
+// containers of before may be waiting for a read.
+func (d *daemon) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := objectfs.Serve(ctx, d.w.Fuse, d.w.Init, d.w.Resend, d.fs); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("FUSE: %w", err))
+		}
+	})
+	all.Go(func() {
+		if err := d.store.Recover(ctx); err != nil && ctx.Err() == nil {
+			d.log.Error("objects of an unclean boot", "err", err)
+		}
+	})
+	all.Go(func() {
+		server := control.Server{Handle: d.handle, Code: code, Log: d.log}
+		if err := server.Serve(ctx, d.w.Listener); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("control socket: %w", err))
+		}
+	})
+	if err := d.w.Ready(ctx); err != nil && !errors.Is(err, supervisor.ErrNoSupervisor) && ctx.Err() == nil {
+		cancel(err)
+	}
+	d.log.Info("serving", "root", d.c.Root, "run", d.c.Run, "images", d.images.Count())
+	all.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, supervisor.ErrStopped) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (d *daemon) close() error {
+	var errs []error
+	if d.images != nil {
+		errs = append(errs, d.images.Close())
+	}
+	if d.fetcher != nil {
+		d.fetcher.Close()
+	}
+	if d.nodes != nil {
+		errs = append(errs, d.nodes.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// SpawnMonitor starts the monitor of the container in dir, by the supervisor,
+// and returns when it answers.
+func (d *daemon) SpawnMonitor(ctx context.Context, dir string) error {
+	r, ready, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = d.w.Spawn(ctx, supervisor.Process{
+		Argv: []string{d.runner, "monitor", "--ready-fd", "3", dir},
+		Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GODEBUG=" + cmp.Or(os.Getenv("GODEBUG"), "madvdontneed=1")},
+		Log:  filepath.Join(dir, containers.MonitorLog),
+		File: []*os.File{ready},
+	})
+	ready.Close()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	r.Read(make([]byte, 1)) // EOF: it is ready, or it is dead
+	return ctx.Err()
+}

@@ -1,0 +1,359 @@
+// Package images is the worker's book of images: it brings them in, keeps what
+// is known of them in the database, makes their metadata images, says how to
+// mount them, and lets go of what nothing needs.
+//
+// An image is known when every layer has an index on disk. A lazily readable
+// layer gets its index from its table of contents, and its bytes come later,
+// through package fetch; any other layer is unpacked into the store in one pass.
+// The metadata image (a *tree*) is made from the indexes, so it can be made again.
+//
+// Invariants: a row of the database names only files that exist; what cannot be
+// fetched again piecewise is marked durable after a barrier of the store, and
+// rows without the mark are dropped after an unclean boot. Nothing here needs
+// the network to start.
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/snapfs/snapfs/layers/fetch"
+	"github.com/snapfs/snapfs/layers/indexfile"
+	"github.com/snapfs/snapfs/layers/lazy"
+	"github.com/snapfs/snapfs/layers/objects"
+	"github.com/snapfs/snapfs/layers/registry"
+	"github.com/snapfs/snapfs/layers/tarindex"
+)
+
+// A Mounter mounts metadata images. It is the supervisor: this process must
+// not touch mounts that it serves.
+type Mounter interface {
+	// MountImage mounts the EROFS image file at RUN/images/id, once.
+	MountImage(ctx context.Context, id, file string) (dir string, err error)
+	// UnmountImage undoes MountImage; it is nil if nothing is mounted there.
+	UnmountImage(ctx context.Context, id string) error
+}
+
+// Options of a Service. All but Log and Complete are needed.
+type Options struct {
+	Root, Run string
+	Registry  *registry.Registry
+	Store     *objects.Store
+	Fetcher   *fetch.Fetcher
+	Mounter   Mounter
+	// Users says which manifests are in use and by whom, so that they are not
+	// removed: manifest digest → names of running or stopped containers.
+	Users func() map[digest.Digest][]User
+	// Complete fetches the rest of an image in the background once it was asked for.
+	Complete bool
+	Log      *slog.Logger // nil: discard
+}
+
+// A User is a container that an image may not be taken from.
+type User struct {
+	Name    string
+	Running bool
+}
+
+// A Service is the book of images of one daemon. It is safe for concurrent use.
+type Service struct {
+	Options
+	base context.Context // lifetime of work that outlives its first caller
+	end  context.CancelFunc
+	db   *db
+
+	pulls      flights[*manifestRow]
+	ingests    flights[*layerRow]
+	trees      flights[*treeRow]
+	completing flights[struct{}]
+	background sync.WaitGroup
+	unpacking  chan struct{} // has room for as many layers as are unpacked at once
+
+	// live is held for reading from the first look at what is known until the
+	// image is recorded, and for writing while unneeded things are removed.
+	live sync.RWMutex
+
+	mu   sync.Mutex
+	open map[string]*indexfile.File // of lazily readable layers, by key
+}
+
+// Open opens the book. It contacts nothing. Close ends it.
+func Open(ctx context.Context, o Options) (*Service, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{"layers", "images"} {
+		if err := os.MkdirAll(filepath.Join(o.Root, dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	d, err := openDB(filepath.Join(o.Root, "snapfs.db"))
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{Options: o, db: d, open: map[string]*indexfile.File{}, unpacking: make(chan struct{}, tarindex.Parallel)}
+	s.base, s.end = context.WithCancel(ctx)
+	if err := s.recover(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	s.background.Go(s.barriers)
+	return s, nil
+}
+
+// Close waits for what is under way, after telling it to end, and marks the
+// state clean if all of it is durable.
+func (s *Service) Close() error {
+	s.end()
+	s.background.Wait()
+	err := s.barrier(context.Background())
+	if err == nil {
+		err = s.db.Update(func(tx *bolt.Tx) error {
+			return put(tx, "meta", "boot", bootRow{ID: bootID(), Clean: true})
+		})
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, f := range s.open {
+		s.Fetcher.Remove(key)
+		err = errors.Join(err, f.Close())
+	}
+	return errors.Join(err, s.db.Close())
+}
+
+// recover drops what an unclean boot may have torn and opens the rest.
+func (s *Service) recover() error {
+	boot := bootID()
+	lazy := map[string]*layerRow{}
+	err := s.db.Update(func(tx *bolt.Tx) error {
+		var was bootRow
+		if err := get(tx, "meta", "boot", &was); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if was.ID != boot && !was.Clean && was.ID != "" {
+			if err := s.dropUndurable(tx); err != nil {
+				return err
+			}
+		}
+		if err := put(tx, "meta", "boot", bootRow{ID: boot}); err != nil {
+			return err
+		}
+		return each(tx, "layers", func(key string, l *layerRow) error {
+			if l.lazy() {
+				lazy[key] = l
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for key, l := range lazy { // one bad layer must not keep the others from being served
+		if err := s.serve(key, l); err != nil {
+			s.Log.Warn("layer cannot be served", "layer", l.Desc.Digest, "err", err)
+			s.forgetLayer(key)
+		}
+	}
+	return nil
+}
+
+func (s *Service) dropUndurable(tx *bolt.Tx) error {
+	var layerKeys, treeIDs []string
+	if err := each(tx, "layers", func(key string, l *layerRow) error {
+		if !l.Durable && !l.lazy() {
+			layerKeys = append(layerKeys, key)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := each(tx, "trees", func(id string, t *treeRow) error {
+		if !t.Durable {
+			treeIDs = append(treeIDs, id)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, key := range layerKeys {
+		s.Log.Warn("layer dropped: the machine went down before it was safely on disk", "layer", key)
+		os.Remove(s.indexPath(key))
+		if err := del(tx, "layers", key); err != nil {
+			return err
+		}
+	}
+	for _, id := range treeIDs {
+		os.Remove(s.treePath(id, false))
+		os.Remove(s.treePath(id, true))
+		if err := del(tx, "trees", id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) forgetLayer(key string) {
+	if err := s.db.Update(func(tx *bolt.Tx) error { return del(tx, "layers", key) }); err != nil {
+		s.Log.Error("database", "err", err)
+	}
+}
+
+// bootID names this boot of the machine.
+func bootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+}
+
+// layerKey names the index of a layer. An unpacked layer is proven, so its
+// digest is enough; a table of contents is believed only together with the
+// annotations that vouch for it, since another manifest may name the same blob
+// and another table.
+func layerKey(desc ocispec.Descriptor) string {
+	if lazy.Format(desc) == lazy.Tar {
+		return desc.Digest.Encoded()
+	}
+	a, err := json.Marshal(desc.Annotations) // keys come sorted
+	if err != nil {
+		panic(err) // a map of strings has a JSON form
+	}
+	sum := sha256.Sum256(a)
+	return desc.Digest.Encoded() + "-" + hex.EncodeToString(sum[:16])
+}
+
+func (s *Service) indexPath(key string) string {
+	return filepath.Join(s.Root, "layers", key+".idx")
+}
+
+// treeName is a tree's name as a mount and, with .erofs, as a file.
+func treeName(id string, sealed bool) string {
+	if sealed {
+		return id + "-sealed"
+	}
+	return id
+}
+
+func (s *Service) treePath(id string, sealed bool) string {
+	return filepath.Join(s.Root, "images", treeName(id, sealed)+".erofs")
+}
+
+// serve makes the objects of a lazily readable layer available.
+func (s *Service) serve(key string, l *layerRow) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[key] != nil {
+		return nil
+	}
+	f, err := indexfile.Open(s.indexPath(key))
+	if err != nil {
+		return err
+	}
+	ref, err := registry.ParseRef(l.Source)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	blob, err := s.Registry.Blob(ref, l.Desc)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	s.Fetcher.Add(key, fetch.Layer{Blob: blob, Index: f, Compression: f.Compression()})
+	s.open[key] = f
+	return nil
+}
+
+// barrierEvery is how much work a power cut may cost.
+const barrierEvery = 5 * time.Second
+
+func (s *Service) barriers() {
+	t := time.NewTicker(barrierEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.base.Done():
+			return
+		case <-t.C:
+			if err := s.barrier(s.base); err != nil && s.base.Err() == nil {
+				s.Log.Error("barrier", "err", err)
+			}
+		}
+	}
+}
+
+// barrier makes what was recorded before it durable.
+func (s *Service) barrier(ctx context.Context) error {
+	var layerKeys, treeIDs []string
+	if err := s.db.View(func(tx *bolt.Tx) error {
+		if err := each(tx, "layers", func(key string, l *layerRow) error {
+			if !l.Durable {
+				layerKeys = append(layerKeys, key)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		return each(tx, "trees", func(id string, t *treeRow) error {
+			if !t.Durable {
+				treeIDs = append(treeIDs, id)
+			}
+			return nil
+		})
+	}); err != nil {
+		return err
+	}
+	if err := s.Store.Barrier(ctx); err != nil {
+		return err
+	}
+	if len(layerKeys)+len(treeIDs) == 0 {
+		return nil
+	}
+	return s.db.Update(func(tx *bolt.Tx) error {
+		for _, key := range layerKeys {
+			if err := change(tx, "layers", key, func(l *layerRow) { l.Durable = true }); err != nil {
+				return err
+			}
+		}
+		for _, id := range treeIDs {
+			if err := change(tx, "trees", id, func(t *treeRow) { t.Durable = true }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// change alters a row that may have been removed meanwhile.
+func change[T any](tx *bolt.Tx, bucket, key string, f func(*T)) error {
+	row := new(T)
+	switch err := get(tx, bucket, key, row); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	f(row)
+	return put(tx, bucket, key, row)
+}
+
+// ErrInUse says that something still needs an image.
+var ErrInUse = errors.New("image is in use")
+
+// notFound says which reference is not known.
+func notFound(ref string) error {
+	return fmt.Errorf("no such image: %s: %w", ref, fs.ErrNotExist)
+}
+
+// short is the usual abbreviation of a digest.
+func short(d digest.Digest) string { return d.Encoded()[:12] }

@@ -1,0 +1,268 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/indexfile"
+	"github.com/snapfs/snapfs/layers/lazy"
+	"github.com/snapfs/snapfs/layers/registry"
+	"github.com/snapfs/snapfs/layers/tarindex"
+)
+
+// Pull policies, as Docker names them.
+const (
+	PullAlways  = "always"
+	PullMissing = "missing"
+	PullNever   = "never"
+)
+
+// Pull makes the image that a names known, under its reference, and returns
+// it. It comes back as soon as the image can be used; with a.Wait, when all of
+// it is local. progress may be nil.
+func (s *Service) Pull(ctx context.Context, a control.PullArgs, progress func(control.Progress)) (*Known, error) {
+	if progress == nil {
+		progress = func(control.Progress) {}
+	}
+	if a.Policy == PullMissing || a.Policy == PullNever {
+		k, err := s.Get(a.Ref)
+		if err == nil && platformFits(k, a.Platform) && (s.usable(&k.manifestRow) || a.Policy == PullNever) {
+			return k, s.wait(ctx, a, k, progress)
+		}
+		if a.Policy == PullNever {
+			return nil, notFound(a.Ref)
+		}
+	}
+	ref, err := registry.ParseRef(a.Ref)
+	if err != nil {
+		return nil, err
+	}
+	key := ref.String() + " " + a.Platform
+	row, err := s.pulls.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*manifestRow, error) {
+		return s.pull(ctx, ref, a.Platform, p)
+	})
+	if err != nil {
+		return nil, err
+	}
+	k := &Known{Ref: ref.String(), manifestRow: *row, Pulled: time.Now()}
+	return k, s.wait(ctx, a, k, progress)
+}
+
+func (s *Service) wait(ctx context.Context, a control.PullArgs, k *Known, progress func(control.Progress)) error {
+	if !a.Wait {
+		return nil
+	}
+	return s.CompleteNow(ctx, k, progress)
+}
+
+// platformFits tells whether a known image is of the platform that was asked for.
+func platformFits(k *Known, want string) bool { return want == "" || k.Platform == want }
+
+// usable tells whether everything that the image is mounted from is there.
+func (s *Service) usable(m *manifestRow) bool {
+	err := s.db.View(func(tx *bolt.Tx) error {
+		for _, key := range m.Layers {
+			if err := get(tx, "layers", key, new(layerRow)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err == nil
+}
+
+func (s *Service) pull(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*manifestRow, error) {
+	s.live.RLock()
+	defer s.live.RUnlock()
+	progress(control.Progress{Action: "resolving"})
+	img, err := s.Registry.Resolve(ctx, ref, platform)
+	if err != nil {
+		return nil, err
+	}
+	progress(control.Progress{Action: "resolving", Done: true})
+	row := &manifestRow{
+		Desc: img.Desc, Source: ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
+		Layers: make([]string, len(img.Manifest.Layers)), Platform: img.Platform(),
+	}
+	fresh := make([]*layers.Index, len(row.Layers))
+	if err := s.ingestAll(ctx, img, row, fresh, progress); err != nil {
+		return nil, err
+	}
+	if row.Tree, err = s.tree(ctx, row.Layers, fresh, progress); err != nil {
+		return nil, err
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil {
+			return err
+		}
+		return put(tx, "names", ref.String(), nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
+	})
+	return row, err
+}
+
+// ingestAll gives every layer an index, all at once: lazily readable ones cost
+// two or three requests each; the others share the machine's cores.
+func (s *Service) ingestAll(ctx context.Context, img *registry.Image, row *manifestRow, fresh []*layers.Index, progress func(control.Progress)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i, desc := range img.Manifest.Layers {
+		g.Go(func() error {
+			key, ix, err := s.ingest(ctx, img, desc, img.Config.RootFS.DiffIDs[i], progress)
+			if err != nil {
+				return fmt.Errorf("layer %s: %w", short(desc.Digest), err)
+			}
+			row.Layers[i], fresh[i] = key, ix
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// ingest makes one layer known and returns its key, and its index if it has
+// just been made.
+func (s *Service) ingest(ctx context.Context, img *registry.Image, desc ocispec.Descriptor, diffID digest.Digest, progress func(control.Progress)) (string, *layers.Index, error) {
+	key := layerKey(desc)
+	for _, k := range []string{desc.Digest.Encoded(), key} { // a proven one first
+		if s.knownLayer(k) {
+			progress(control.Progress{ID: short(desc.Digest), Action: "exists", Done: true})
+			return k, nil, nil
+		}
+	}
+	var made *layers.Index
+	_, err := s.ingests.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*layerRow, error) {
+		row := &layerRow{Desc: desc, DiffID: diffID, Source: img.Ref.String()}
+		ix, err := s.open1(ctx, img, row, p)
+		if err != nil {
+			return nil, err
+		}
+		if err := indexfile.Write(s.indexPath(key), ix); err != nil {
+			return nil, err
+		}
+		if row.lazy() {
+			if err := s.serve(key, row); err != nil {
+				return nil, err
+			}
+		}
+		made = ix
+		return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "layers", key, row) })
+	})
+	return key, made, err
+}
+
+// open1 reads the table of contents of a layer or, where it has none, unpacks it.
+func (s *Service) open1(ctx context.Context, img *registry.Image, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
+	id := short(row.Desc.Digest)
+	blob, err := img.Blob(ctx, row.Desc)
+	if err != nil {
+		return nil, err
+	}
+	progress(control.Progress{ID: id, Action: "indexing", Size: row.Desc.Size})
+	ix, format, err := lazy.Open(ctx, row.Desc, blob)
+	switch {
+	case err == nil:
+		row.Format = format
+		progress(control.Progress{ID: id, Action: "indexing", Size: row.Desc.Size, Done: true})
+		return ix, nil
+	case !errors.Is(err, layers.ErrNoTOC):
+		return nil, err
+	}
+	row.Format, row.Why, row.Complete = lazy.Tar, err.Error(), true
+	return s.unpack(ctx, img, row, progress)
+}
+
+// unpack streams a layer into the store.
+func (s *Service) unpack(ctx context.Context, img *registry.Image, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
+	id := short(row.Desc.Digest)
+	select {
+	case s.unpacking <- struct{}{}:
+		defer func() { <-s.unpacking }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	r, err := img.Stream(ctx, row.Desc)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	told := int64(0)
+	ix, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: func(off int64) {
+		if off-told >= reportEvery {
+			told = off
+			progress(control.Progress{ID: id, Action: "pulling", Off: off, Size: row.Desc.Size})
+		}
+	}})
+	if err != nil {
+		return nil, err
+	}
+	progress(control.Progress{ID: id, Action: "pulling", Off: row.Desc.Size, Size: row.Desc.Size, Done: true})
+	return ix, nil
+}
+
+func (s *Service) knownLayer(key string) bool {
+	return s.db.View(func(tx *bolt.Tx) error { return get(tx, "layers", key, new(layerRow)) }) == nil
+}
+
+// reingest brings back the layers of a known image that an unclean boot cost,
+// by the manifest as it was.
+func (s *Service) reingest(ctx context.Context, k *Known, progress func(control.Progress)) error {
+	ref, err := registry.ParseRef(k.Source)
+	if err != nil {
+		return err
+	}
+	_, err = s.pull(ctx, ref.WithDigest(k.Desc.Digest), k.Platform, progress)
+	if err != nil {
+		return fmt.Errorf("image %s must be fetched again: %w", k.Ref, err)
+	}
+	return nil
+}
+
+// Known is an image in the book.
+type Known struct {
+	manifestRow
+	Ref    string
+	Pulled time.Time
+}
+
+// Get finds an image by reference, manifest digest, or unique prefix of its
+// config's or manifest's hex digest. The error is fs.ErrNotExist-wrapped if there is none.
+func (s *Service) Get(name string) (*Known, error) {
+	var found []*Known
+	ref, refErr := registry.ParseRef(name)
+	err := s.db.View(func(tx *bolt.Tx) error {
+		if refErr == nil {
+			k, err := known(tx, ref.String())
+			if !errors.Is(err, fs.ErrNotExist) {
+				found = append(found, k)
+				return err
+			}
+		}
+		return each(tx, "names", func(ref string, n *nameRow) error {
+			k, err := known(tx, ref)
+			if err == nil && matches(k, name) && (len(found) == 0 || found[0].Desc.Digest != k.Desc.Digest) {
+				found = append(found, k)
+			}
+			return err
+		})
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case len(found) == 0:
+		return nil, notFound(name)
+	case len(found) > 1:
+		return nil, fmt.Errorf("image %s: %w", name, ErrAmbiguous)
+	}
+	return found[0], nil
+}
+
+// ErrAmbiguous says that a prefix fits more than one image.
+var ErrAmbiguous = errors.New("more than one image begins so: write more of it")

@@ -1,0 +1,226 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/indexfile"
+	"github.com/snapfs/snapfs/layers/registry"
+)
+
+// Remove takes names from images and releases what no name holds any more. An
+// image that a container uses keeps its last name: ErrInUse; with force only
+// running containers count.
+func (s *Service) Remove(ctx context.Context, names []string, force bool) ([]control.Removed, error) {
+	var removed []control.Removed
+	var errs []error
+	for _, name := range names {
+		r, err := s.removeOne(name, force)
+		removed = append(removed, r...)
+		errs = append(errs, err)
+	}
+	errs = append(errs, s.Collect(ctx))
+	return removed, errors.Join(errs...)
+}
+
+func (s *Service) removeOne(name string, force bool) ([]control.Removed, error) {
+	s.live.Lock()
+	defer s.live.Unlock()
+	k, err := s.Get(name)
+	if err != nil {
+		return nil, err
+	}
+	refs, err := s.refsOf(k.Desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	drop := refs
+	if ref, err := registry.ParseRef(name); err == nil && ref.String() == k.Ref {
+		drop = []string{k.Ref}
+	} else if len(refs) > 1 && !force { // an ID stands for all of them
+		return nil, fmt.Errorf("image %s has the names %s: %w; remove them by name, or use --force", name, strings.Join(refs, ", "), ErrInUse)
+	}
+	last := len(drop) == len(refs)
+	if last {
+		if err := s.free(k, name, force); err != nil {
+			return nil, err
+		}
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		for _, ref := range drop {
+			if err := del(tx, "names", ref); err != nil {
+				return err
+			}
+		}
+		if last {
+			return del(tx, "manifests", string(k.Desc.Digest))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out []control.Removed
+	for _, ref := range drop {
+		out = append(out, control.Removed{Ref: familiar(ref)})
+	}
+	if last {
+		out = append(out, control.Removed{Ref: string(k.ID()), Deleted: true})
+	}
+	return out, nil
+}
+
+// free is nil if nothing that counts uses the image.
+func (s *Service) free(k *Known, name string, force bool) error {
+	for _, u := range s.Users()[k.Desc.Digest] {
+		if u.Running {
+			return fmt.Errorf("image %s: %w by running container %s", name, ErrInUse, u.Name)
+		}
+		if !force {
+			return fmt.Errorf("image %s: %w by stopped container %s; remove that first, or use --force", name, ErrInUse, u.Name)
+		}
+	}
+	var target string
+	s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "mounts", func(_ string, m *control.Mount) error {
+			if strings.TrimSuffix(m.Rootfs.Image, "-sealed") == k.Tree {
+				target = m.Target
+			}
+			return nil
+		})
+	})
+	if target != "" {
+		return fmt.Errorf("image %s: %w by the mount at %s", name, ErrInUse, target)
+	}
+	return nil
+}
+
+func (s *Service) refsOf(manifest digest.Digest) (refs []string, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "names", func(ref string, n *nameRow) error {
+			if n.Manifest == manifest {
+				refs = append(refs, ref)
+			}
+			return nil
+		})
+	})
+	return refs, err
+}
+
+// Collect releases layers, metadata images and objects that no image needs.
+func (s *Service) Collect(ctx context.Context) error {
+	s.live.Lock()
+	defer s.live.Unlock()
+	layerKeys, trees, err := s.needed()
+	if err != nil {
+		return err
+	}
+	err = errors.Join(s.dropTrees(ctx, trees), s.dropLayers(layerKeys))
+	if err != nil {
+		return err
+	}
+	keep, err := s.neededObjects(layerKeys)
+	if err != nil {
+		return err
+	}
+	freed, err := s.Store.Sweep(func(sum layers.Sum) bool { return keep[sum] })
+	if freed > 0 {
+		s.Log.Info("released", "bytes", freed)
+	}
+	return err
+}
+
+// needed returns the layers and trees that images, containers and mounts hold.
+// A stopped container whose image was removed by force holds its tree no more.
+func (s *Service) needed() (layerKeys, trees map[string]bool, err error) {
+	layerKeys, trees = map[string]bool{}, map[string]bool{}
+	err = s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "manifests", func(_ string, m *manifestRow) error {
+			trees[m.Tree] = true
+			for _, key := range m.Layers {
+				layerKeys[key] = true
+			}
+			return nil
+		})
+	})
+	return layerKeys, trees, err
+}
+
+func (s *Service) dropTrees(ctx context.Context, keep map[string]bool) error {
+	var drop []string
+	if err := s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "trees", func(id string, _ *treeRow) error {
+			if !keep[id] {
+				drop = append(drop, id)
+			}
+			return nil
+		})
+	}); err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range drop {
+		for _, sealed := range []bool{false, true} {
+			if err := s.Mounter.UnmountImage(ctx, treeName(id, sealed)); err != nil {
+				errs = append(errs, err)
+			}
+			os.Remove(s.treePath(id, sealed))
+		}
+		errs = append(errs, s.db.Update(func(tx *bolt.Tx) error { return del(tx, "trees", id) }))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) dropLayers(keep map[string]bool) error {
+	var drop []string
+	if err := s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "layers", func(key string, _ *layerRow) error {
+			if !keep[key] {
+				drop = append(drop, key)
+			}
+			return nil
+		})
+	}); err != nil {
+		return err
+	}
+	for _, key := range drop {
+		s.mu.Lock()
+		if f := s.open[key]; f != nil {
+			s.Fetcher.Remove(key)
+			f.Close()
+			delete(s.open, key)
+		}
+		s.mu.Unlock()
+		s.forgetLayer(key)
+		os.Remove(s.indexPath(key))
+	}
+	return nil
+}
+
+func (s *Service) neededObjects(layerKeys map[string]bool) (map[layers.Sum]bool, error) {
+	keep := map[layers.Sum]bool{}
+	for key := range layerKeys {
+		f, err := indexfile.Open(s.indexPath(key))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err // not knowing what is needed, remove nothing
+		}
+		for sum := range f.Objects() {
+			keep[sum] = true
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return keep, nil
+}
