@@ -20,9 +20,9 @@ import (
 // names in a shared directory meanwhile changes where in the container the
 // walk ends, not whether it ends there (CVE-2021-30465, CVE-2024-45310).
 type tree struct {
-	root    int
-	mounts  []mounted // in the order they will be mounted
-	closer  *closer
+	root   int
+	mounts []mounted // in the order they will be mounted
+	closer *closer
 }
 
 // mounted is a mount that has its place. Those made inside have no descriptor yet.
