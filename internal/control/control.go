@@ -73,6 +73,9 @@ func (c *Conn) Close() error {
 // CloseWrite tells the peer that nothing more will be sent.
 func (c *Conn) CloseWrite() error { return c.u.CloseWrite() }
 
+// CloseRead gives up receiving: a Recv that waits returns io.EOF.
+func (c *Conn) CloseRead() error { return c.u.CloseRead() }
+
 // Peer returns the credentials of the process at the other end when it connected.
 func (c *Conn) Peer() (*unix.Ucred, error) {
 	raw, err := c.u.SyscallConn()

@@ -1,0 +1,164 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+// IO are a client's own streams for an attach or exec. Stdin is read here, on
+// the client's side; the descriptors of the others are passed on.
+type IO struct {
+	Stdin          io.Reader // nil: none. It may stay blocked in a Read when the call has returned
+	Stdout, Stderr *os.File  // nil: not wanted
+}
+
+// An Attached is a connection to a process in a container.
+type Attached struct {
+	conn   *control.Conn
+	feed   *os.File // the end of the pipe that stdin is copied to
+	stdin  io.Reader
+	broken string
+}
+
+// Attach connects io to the container whose monitor listens at socket.
+func Attach(ctx context.Context, socket string, a AttachArgs, io IO) (*Attached, error) {
+	a.Streams = io.streams()
+	return begin(ctx, socket, OpAttach, a, io)
+}
+
+// Exec starts a program in the container and connects io to it.
+func Exec(ctx context.Context, socket string, a ExecArgs, io IO) (*Attached, error) {
+	a.Streams = io.streams()
+	return begin(ctx, socket, OpExec, a, io)
+}
+
+func (io IO) streams() Streams {
+	return Streams{Stdin: io.Stdin != nil, Stdout: io.Stdout != nil, Stderr: io.Stderr != nil}
+}
+
+func begin(ctx context.Context, socket, op string, args any, io IO) (_ *Attached, err error) {
+	conn, err := control.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	a := &Attached{conn: conn, stdin: io.Stdin}
+	defer func() {
+		if err != nil {
+			a.Close()
+		}
+	}()
+	var files []*os.File
+	if io.Stdin != nil {
+		p, err := readPipe() // read by the monitor, which opens its end anew
+		if err != nil {
+			return nil, err
+		}
+		defer p.ours.Close()
+		a.feed = p.theirs
+		files = append(files, p.ours)
+	}
+	for _, f := range []*os.File{io.Stdout, io.Stderr} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	return a, conn.Begin(op, args, files...)
+}
+
+// Wait copies input until the process has ended, and returns how. started, if
+// not nil, is called when it is known to run. With ctx's end the client hangs
+// up, which is all that happens.
+func (a *Attached) Wait(ctx context.Context, started func(Event)) (Exit, error) {
+	var copying sync.Once
+	stop := context.AfterFunc(ctx, func() { a.conn.CloseRead() })
+	defer stop()
+	var exit Exit
+	_, err := a.conn.Finish(&exit, func(raw json.RawMessage) {
+		var e Event
+		if json.Unmarshal(raw, &e) != nil {
+			return
+		}
+		if e.Broken != "" {
+			a.broken = e.Broken
+			a.conn.CloseRead()
+			return
+		}
+		if e.Started {
+			copying.Do(func() { go a.copyInput() }) // ends with the input, or the process
+			if started != nil {
+				started(e)
+			}
+		}
+	})
+	switch {
+	case err == nil:
+		return exit, nil
+	case ctx.Err() != nil:
+		return exit, ctx.Err()
+	case a.broken != "":
+		return exit, &BrokenError{Stream: a.broken}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return exit, ErrLost
+	}
+	return exit, err
+}
+
+// ErrLost says that the monitor went away without telling how the container ended.
+var ErrLost = errors.New("the container's monitor has gone")
+
+// A BrokenError says that one of the client's own descriptors takes no more output.
+type BrokenError struct{ Stream string }
+
+func (e *BrokenError) Error() string { return e.Stream + ": broken pipe" }
+
+// Unwrap makes it an EPIPE.
+func (e *BrokenError) Unwrap() error { return unix.EPIPE }
+
+// copyInput is left behind in a Read of a terminal when the process has ended.
+func (a *Attached) copyInput() {
+	if a.feed == nil {
+		return
+	}
+	io.Copy(a.feed, a.stdin)
+	a.feed.Close()
+}
+
+// Resize tells the process the terminal's size.
+func (a *Attached) Resize(z Size) error { return a.conn.Send(Input{Resize: &z}) }
+
+// Signal sends the process a signal.
+func (a *Attached) Signal(n unix.Signal) error {
+	return a.conn.Send(Input{Signal: strconv.Itoa(int(n))})
+}
+
+// Close hangs up.
+func (a *Attached) Close() error {
+	if a.feed != nil {
+		a.feed.Close()
+	}
+	return a.conn.Close()
+}
+
+// Call makes a request that needs no streams of the monitor at socket.
+func Call(ctx context.Context, socket, op string, args, result any) error {
+	_, err := control.Call(ctx, socket, op, args, result, nil)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return ErrLost
+	}
+	return err
+}
+
+// Gone says whether err is that of a monitor which is no more: its state is on
+// disk, or the container has been removed.
+func Gone(err error) bool {
+	return errors.Is(err, ErrLost) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+}

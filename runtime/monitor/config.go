@@ -1,0 +1,126 @@
+package monitor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+// Names of the files in a container's directory.
+const (
+	ConfigFile = "config.json"
+	StateFile  = "state.json"
+	LogFile    = "log.json"
+	lockFile   = "lock"
+)
+
+// Config is what a container is. The daemon writes it once, before the first monitor.
+type Config struct {
+	ID, Name, Image string
+	Spec            *specs.Spec
+	User            string // "user[:group]" as the image or the client gave it; looked up in the root file system at every start
+	Rootfs          control.Rootfs
+	TTY             bool
+	OpenStdin       bool // false: standard input is /dev/null
+	Remove          bool // the directory goes away when the container ends
+	Init            bool // a tiny first process reaps zombies and forwards signals
+	Height, Width   uint16
+	StopSignal      string            // "" is SIGTERM
+	CgroupParent    string            // cgroup below which the container's is made
+	Socket          string            // where the monitor listens
+	Log             string            `json:",omitempty"` // "" is log.json in the container's directory
+	SeccompCache    string            `json:",omitempty"` // directory of compiled filters; "": compiled at every start
+	Created         time.Time         // when the client asked for it
+	Labels          map[string]string `json:",omitempty"`
+}
+
+func (c *Config) logPath(dir string) string {
+	if c.Log != "" {
+		return c.Log
+	}
+	return filepath.Join(dir, LogFile)
+}
+
+// LoadConfig reads the configuration of the container in dir.
+func LoadConfig(dir string) (*Config, error) {
+	path := filepath.Join(dir, ConfigFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := decodeConfig(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func decodeConfig(b []byte) (*Config, error) {
+	c := new(Config)
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, err
+	}
+	switch {
+	case c.ID == "":
+		return nil, errors.New("no ID")
+	case c.Spec == nil || c.Spec.Process == nil:
+		return nil, errors.New("no process")
+	case c.Socket == "":
+		return nil, errors.New("no socket")
+	}
+	c.Spec.Process.Terminal = c.TTY
+	if _, err := parseSignal(c.StopSignal, unix.SIGTERM); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Save writes c durably into dir.
+func (c *Config) Save(dir string) error {
+	return writeJSON(dir, ConfigFile, c, true)
+}
+
+// writeJSON replaces dir/name atomically. With sync, it has survived a power
+// cut when writeJSON returns.
+func writeJSON(dir, name string, v any, sync bool) (err error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "."+name+"-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(append(b, '\n'))
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil || !sync {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
