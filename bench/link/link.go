@@ -186,4 +186,3 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return false
 	}
 }
-
