@@ -125,6 +125,10 @@ func (s *start) openOne(file *os.File) (int, error) {
 		return -1, err
 	}
 	s.fds.add(fd)
+	// What Go makes is non-blocking, which programs do not expect of their streams.
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return -1, err
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return -1, err

@@ -141,6 +141,32 @@ func (p *program) oomScore(n *int, procfs func() ref) {
 	p.write(f, fmt.Sprint(*n))
 }
 
+// ignoredSignals are those that this process ignores, by number minus one. A
+// child would too: neither CLONE_CLEAR_SIGHAND nor execve changes that.
+func ignoredSignals() (set uint64) {
+	for sig := uintptr(1); sig <= 64; sig++ {
+		var old kernelSigaction
+		_, _, err := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+		if err == 0 && old.handler == 1 { // SIG_IGN
+			set |= 1 << (sig - 1)
+		}
+	}
+	return set
+}
+
+// kernelSigaction is the kernel's struct sigaction, the same on amd64 and arm64.
+type kernelSigaction struct {
+	handler, flags, restorer uintptr
+	mask                     uint64
+}
+
+func (p *program) defaultSignals(set uint64) {
+	p.step = "default signals"
+	for ; set != 0; set &= set - 1 {
+		p.add(unix.SYS_RT_SIGACTION, uintptr(bits.TrailingZeros64(set)+1), value(p, kernelSigaction{}), 0, 8)
+	}
+}
+
 func (p *program) rlimits(list []rlimit) {
 	for _, r := range list {
 		p.step = fmt.Sprintf("%s %d:%d", r.name, r.soft, r.hard)

@@ -3,7 +3,6 @@ package runtime
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -241,18 +240,4 @@ func execIn(t testing.TB, c *Container, change func(*specs.Process), args ...str
 		t.Fatal(err)
 	}
 	return b.String(), st
-}
-
-// clone copies a spec, to be changed.
-func clone_(t testing.TB, s *specs.Spec) *specs.Spec {
-	t.Helper()
-	b, err := json.Marshal(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &specs.Spec{}
-	if err := json.Unmarshal(b, c); err != nil {
-		t.Fatal(err)
-	}
-	return c
 }

@@ -3,8 +3,12 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"sync"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -208,4 +212,68 @@ func TestDirectoryAsStdio(t *testing.T) { // CVE-2024-21626
 		c.Close()
 		t.Error("Start took a directory of the host as standard input")
 	}
+}
+
+// TestCleanSignals: what this process ignores a container does not, and its streams block.
+func TestCleanSignals(t *testing.T) {
+	needRoot(t)
+	signal.Ignore(unix.SIGHUP, unix.SIGUSR2)
+	defer signal.Reset(unix.SIGHUP, unix.SIGUSR2)
+	c := begin(t, newSpec(t, newRoot(t), "grep", "SigIgn", "/proc/self/status", ";", "blocking", ";", "sleep"), options(t))
+	b := make([]byte, 200)
+	n, err := io.ReadAtLeast(c.stdout, b, len("SigIgn:\t0000000000000000\ntrue true true\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, string(b[:n]), "SigIgn:\t0000000000000000\n", "true true true")
+	out, _ := execIn(t, c.Container, nil, "grep", "SigIgn", "/proc/self/status", ";", "blocking")
+	want(t, out, "SigIgn:\t0000000000000000\n", "true true true")
+}
+
+// TestParallel: starts and execs at the same time do not mix.
+func TestParallel(t *testing.T) {
+	needRoot(t)
+	root := newRoot(t)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for k := range 8 {
+				code := 10*i + k
+				o := options(t)
+				o.ID += fmt.Sprintf("-%d", code)
+				o.Init = k%2 == 0
+				p, err := NewPlan(newSpec(t, root, "readline", ";", "exit", fmt.Sprint(code)), o)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r, w, err := os.Pipe()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c, err := Start(t.Context(), p, Files{Stdin: r})
+				r.Close()
+				if err != nil {
+					w.Close()
+					t.Error(err)
+					return
+				}
+				e, err := c.Exec(t.Context(), &specs.Process{Args: []string{"/inside", "exit", fmt.Sprint(code + 100)}}, Files{})
+				if err != nil {
+					t.Error(err)
+				} else if st, err := e.Wait(t.Context()); err != nil || st.Code != code+100 {
+					t.Errorf("exec %d: %v, %v", code+100, st, err)
+				}
+				w.Close() // the end of its input
+				if st, err := c.Init().Wait(t.Context()); err != nil || st.Code != code {
+					t.Errorf("container %d: %v, %v", code, st, err)
+				}
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -34,7 +34,12 @@ type outcome struct {
 
 // cloneArgs is struct clone_args of Linux 5.7 (88 bytes).
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags      uint64
+	pidfd      uint64 // address
+	_          [2]uint64
+	exitSignal uint64
+	_          [5]uint64
+	cgroup     uint64 // descriptor
 }
 
 // A ref stands for the result of an earlier op where an argument is wanted.

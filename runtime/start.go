@@ -20,7 +20,8 @@ import (
 type Files struct {
 	// Rootfs, of Start only, is a detached mount or a directory; nil is the spec's root.path.
 	Rootfs *os.File
-	// Stdin, Stdout and Stderr are /dev/null where they are nil. With a terminal all are nil.
+	// Stdin, Stdout and Stderr are /dev/null where they are nil. With a terminal all
+	// are nil. They are made blocking, and a pipe's owner is the process's user afterwards.
 	Stdin, Stdout, Stderr *os.File
 }
 
@@ -459,6 +460,7 @@ func (s *start) finishProcess(withInit bool) error {
 	p.stdio(s.stdin, s.proc.terminal)
 	p.oomScore(pr.oomScore, s.ownProcfs)
 	p.rlimits(pr.rlimits)
+	p.defaultSignals(ignoredSignals())
 	p.chdir(pr.cwd)
 	keep := reportFD
 	if withInit {

@@ -224,6 +224,13 @@ func needed(r *specs.LinuxResources) []string {
 
 // make makes the group in one hierarchy, and what is above it.
 func (g *Group) make(h hierarchy, want []string) error {
+	if !h.v2 && !slices.Contains(h.controllers, "cpuset") { // most of the time all that is above exists
+		at := filepath.Join(h.mount, g.path)
+		if err := os.Mkdir(at, 0o755); err == nil {
+			g.dirs = append(g.dirs, dir{h, at})
+			return nil
+		}
+	}
 	at := h.mount
 	parts := strings.Split(g.path[1:], "/")
 	for i, part := range parts {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"unsafe"
 
@@ -116,13 +117,22 @@ func (g *Group) setDevices(list []specs.LinuxDeviceCgroup) error {
 		}
 		return g.attachFilter(deviceFilter(fold(rules)))
 	}
-	for _, r := range rules {
-		file := "devices.deny"
-		if r.allow {
-			file = "devices.allow"
-		}
-		if err := write(d.path, file, r.String()); err != nil {
+	var files [2]*os.File
+	for i, name := range []string{"devices.deny", "devices.allow"} {
+		f, err := os.OpenFile(filepath.Join(d.path, name), os.O_WRONLY, 0)
+		if err != nil {
 			return err
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	for _, r := range rules {
+		f := files[0]
+		if r.allow {
+			f = files[1]
+		}
+		if _, err := f.WriteString(r.String()); err != nil { // one rule per write
+			return fmt.Errorf("rule %q: %w", r, err)
 		}
 	}
 	return nil

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -50,49 +49,53 @@ func Cached(dir string, s *specs.LinuxSeccomp) (*Filter, error) {
 // key hashes everything Compile depends on. Each value is preceded by its
 // length, so that no two profiles read the same.
 func key(s *specs.LinuxSeccomp) []byte {
-	h := sha256.New()
-	put(h, version+goruntime.GOARCH, string(s.DefaultAction), s.ListenerPath, s.ListenerMetadata)
-	putErrno(h, s.DefaultErrnoRet)
-	putList(h, s.Architectures)
-	putList(h, s.Flags)
+	b := make(blob, 0, 32<<10)
+	b.strings(version+goruntime.GOARCH, string(s.DefaultAction), s.ListenerPath, s.ListenerMetadata)
+	b.errno(s.DefaultErrnoRet)
+	b.numbers(uint64(len(s.Architectures)))
+	for _, a := range s.Architectures {
+		b.strings(string(a))
+	}
+	b.numbers(uint64(len(s.Flags)))
+	for _, f := range s.Flags {
+		b.strings(string(f))
+	}
 	for _, c := range s.Syscalls {
-		putList(h, c.Names)
-		put(h, string(c.Action))
-		putErrno(h, c.ErrnoRet)
-		putNumbers(h, uint64(len(c.Args)))
+		b.numbers(uint64(len(c.Names)))
+		b.strings(c.Names...)
+		b.strings(string(c.Action))
+		b.errno(c.ErrnoRet)
+		b.numbers(uint64(len(c.Args)))
 		for _, a := range c.Args {
-			put(h, string(a.Op))
-			putNumbers(h, uint64(a.Index), a.Value, a.ValueTwo)
+			b.strings(string(a.Op))
+			b.numbers(uint64(a.Index), a.Value, a.ValueTwo)
 		}
 	}
-	return h.Sum(nil)
+	sum := sha256.Sum256(b)
+	return sum[:]
 }
 
-func putNumbers(h hash.Hash, list ...uint64) {
+// A blob is bytes to hash.
+type blob []byte
+
+func (b *blob) numbers(list ...uint64) {
 	for _, n := range list {
-		h.Write(binary.LittleEndian.AppendUint64(nil, n))
+		*b = binary.LittleEndian.AppendUint64(*b, n)
 	}
 }
 
-func put(h hash.Hash, list ...string) {
+func (b *blob) strings(list ...string) {
 	for _, s := range list {
-		putNumbers(h, uint64(len(s)))
-		io.WriteString(h, s) //nolint:errcheck // a hash never fails
+		b.numbers(uint64(len(s)))
+		*b = append(*b, s...)
 	}
 }
 
-func putList[S ~string](h hash.Hash, list []S) {
-	putNumbers(h, uint64(len(list)))
-	for _, s := range list {
-		put(h, string(s))
-	}
-}
-
-func putErrno(h hash.Hash, n *uint) {
+func (b *blob) errno(n *uint) {
 	if n == nil {
-		putNumbers(h, 0)
+		b.numbers(0)
 	} else {
-		putNumbers(h, 1, uint64(*n))
+		b.numbers(1, uint64(*n))
 	}
 }
 
@@ -118,8 +121,8 @@ func readFile(name string) (*Filter, error) {
 	if int(st.Uid) != unix.Geteuid() || st.Mode != unix.S_IFREG|0o600 || st.Size > maxFile {
 		return nil, errDoubt
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
+	b := make([]byte, st.Size)
+	if _, err := io.ReadFull(f, b); err != nil {
 		return nil, err
 	}
 	return decode(b)
@@ -132,7 +135,7 @@ func decode(b []byte) (*Filter, error) {
 	if sum := sha256.Sum256(b[sha256.Size:]); !bytes.Equal(sum[:], b[:sha256.Size]) {
 		return nil, errDoubt
 	}
-	f := &Filter{Flags: binary.LittleEndian.Uint32(b[sha256.Size:])}
+	f := &Filter{Flags: binary.LittleEndian.Uint32(b[sha256.Size:]), Insns: make([]unix.SockFilter, 0, (len(b)-headerSize)/8)}
 	for b = b[headerSize:]; len(b) > 0; b = b[8:] {
 		f.Insns = append(f.Insns, unix.SockFilter{Code: binary.LittleEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.LittleEndian.Uint32(b[4:])})
 	}

@@ -165,6 +165,12 @@ func do(verb string, a []string) error {
 		err := unix.Getrlimit(number(a[0]), &r)
 		fmt.Println(int64(r.Cur), int64(r.Max))
 		return err
+	case "blocking":
+		for fd := range uintptr(3) {
+			flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+			fmt.Print(err == nil && flags&unix.O_NONBLOCK == 0, " ")
+		}
+		fmt.Println()
 	case "umask":
 		fmt.Printf("%#o\n", unix.Umask(0))
 	case "sleep":
