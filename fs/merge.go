@@ -8,234 +8,135 @@ import (
 	"github.com/snapfs/snapfs/layers"
 )
 
-// Names that a layer says something with (OCI image-spec, layer.md, "Whiteouts").
-const (
-	whiteoutPrefix = ".wh."
-	metaPrefix     = ".wh..wh." // AUFS's own files; nothing but the next is of use
-	opaqueMarker   = ".wh..wh..opq"
-)
-
-// Merge lays upper over lower and resolves its whiteouts. It does no I/O and
-// changes neither. A nil lower is empty. The error wraps layers.ErrBadLayer if
-// a hard link has no target, or layers.ErrTooLarge beyond layers.MaxImageFiles names.
+// Merge lays upper over lower, where nil is the empty tree, and changes neither.
+// What it makes of a layer is what containerd v2.4 (pkg/archive, with
+// OverlayConvertWhiteout) and overlayfs make of it, which includes that:
+//
+//   - whiteouts and opaque markers hide only what is below, wherever in the layer
+//     they stand; but a directory listed beside its own whiteout is merged with
+//     the one below, not emptied, and an opaque marker in the root does nothing;
+//
+//   - the attributes of the root directory are 0755 root:root, whatever a layer says;
+//
+//   - directories that a layer does not list are made: with the attributes of the
+//     directory below, or else root:root 0755. Their time is that of the one
+//     below, or 1970: containerd leaves the time of unpacking;
+//
+//   - symbolic links in the path of an entry are followed if the same layer has
+//     them, never out of the root;
+//
+//   - a hard link's own attributes become those of the file.
+//
+//   - the character device 0:0 hides a name, as a whiteout does.
+//
+// Unlike there, a hard link may also lead to a file of a lower layer, which then
+// is copied up, as overlayfs does; a whiteout that comes after what the layer
+// itself has of that name, or a directory that a later entry replaces, is not an
+// error; times before 1970 are kept; and what AUFS left in a layer
+// (".wh..wh.plnk" and the like) is left out.
+//
+// What cannot be unpacked is refused with layers.ErrBadLayer: a hard link to
+// nothing or to a directory, a file in the place of a parent directory, a name
+// the kernel would not take. layers.ErrTooLarge says that a limit is exceeded.
 func Merge(lower *Tree, upper *layers.Index) (*Tree, error) {
-	m := &merge{}
 	if lower == nil {
-		m.root, m.n = m.newNode(implicitDir("")), 1
-	} else {
-		m.root, m.n = m.copyOf(lower.root), lower.n
+		lower = &Tree{}
 	}
-	m.hide(upper)
+	b := newBuilder(lower.root, len(upper.Entries))
 	for i := range upper.Entries {
-		if err := m.add(&upper.Entries[i]); err != nil {
-			return nil, err
-		}
-		if m.n > layers.MaxImageFiles {
-			return nil, fmt.Errorf("%w: more than %d names", layers.ErrTooLarge, layers.MaxImageFiles)
+		e := &upper.Entries[i]
+		if err := b.add(e); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.Name, err)
 		}
 	}
-	return &Tree{root: m.root, n: m.n}, nil
-}
-
-// merge is one Merge. It may change the nodes it owns, and copies others first.
-type merge struct {
-	root *Node
-	n    int
-}
-
-func (m *merge) newNode(e *layers.Entry) *Node {
-	n := &Node{Inode: &Inode{Entry: e}, own: m}
-	if e.Kind == layers.Dir {
-		n.kids = map[string]*Node{}
+	b.dirTimes(upper.Entries)
+	m := merger{n: lower.n}
+	m.over(lower.root, b.root)
+	if m.n > layers.MaxImageFiles {
+		return nil, fmt.Errorf("%d files: %w", m.n, layers.ErrTooLarge)
 	}
-	return n
+	return &Tree{root: b.root, n: m.n}, nil
 }
 
-// copyOf returns a node that m may change and that is like n.
-func (m *merge) copyOf(n *Node) *Node {
-	if n.own == m {
-		return n
-	}
-	c := &Node{Inode: n.Inode, own: m, kids: make(map[string]*Node, len(n.kids)+1)}
-	for name, kid := range n.kids {
-		c.kids[name] = kid
-	}
-	return c
-}
+// A merger lays the finished tree of a layer, which it changes in place, over
+// the tree below it. n is the number of names.
+type merger struct{ n int }
 
-// implicitDir is a parent that no layer has an entry for (as mkparent of
-// containerd v2 pkg/archive makes it, but for the time, which is 1970).
-func implicitDir(name string) *layers.Entry {
-	return &layers.Entry{Name: name, Kind: layers.Dir, Mode: 0o755}
-}
-
-// hide takes away what the whiteouts and opaque markers of a layer name. It
-// comes before anything is added, so only lower layers are concerned.
-func (m *merge) hide(upper *layers.Index) {
-	for i := range upper.Entries {
-		dir, base := split(upper.Entries[i].Name)
-		if !strings.HasPrefix(base, whiteoutPrefix) {
-			continue
-		}
-		if m.find(dir) == nil {
-			continue // nothing below has the directory
-		}
-		switch {
-		case base == opaqueMarker:
-			m.clear(m.dir(dir))
-		case strings.HasPrefix(base, metaPrefix):
-		default:
-			m.drop(m.dir(dir), base[len(whiteoutPrefix):])
-		}
-	}
-}
-
-func split(name string) (dir, base string) {
-	i := strings.LastIndexByte(name, '/')
-	return name[:max(i, 0)], name[i+1:]
-}
-
-// find returns the directory at path if there is one.
-func (m *merge) find(path string) *Node {
-	n := m.root
-	for rest := path; rest != ""; {
-		var elem string
-		elem, rest, _ = strings.Cut(rest, "/")
-		if n = n.kids[elem]; n == nil || n.Kind != layers.Dir {
-			return nil
-		}
-	}
-	return n
-}
-
-// dir returns the directory at path for changing. Missing directories are made;
-// what is in the way and no directory is replaced, as it is when it is unpacked.
-func (m *merge) dir(path string) *Node {
-	n := m.root
-	for at := 0; at < len(path); {
-		end := strings.IndexByte(path[at:], '/')
-		if end < 0 {
-			end = len(path) - at
-		}
-		elem := path[at : at+end]
-		kid := n.kids[elem]
-		switch {
-		case kid == nil || kid.Kind != layers.Dir:
-			m.drop(n, elem)
-			kid = m.newNode(implicitDir(path[:at+end]))
-			m.n++
-		default:
-			kid = m.copyOf(kid)
-		}
-		n.kids[elem] = kid
-		n, at = kid, at+end+1
-	}
-	return n
-}
-
-// drop removes a name with all below it.
-func (m *merge) drop(dir *Node, name string) {
-	n := dir.kids[name]
-	if n == nil {
+// over makes upper what overlayfs shows of upper over lower.
+func (m *merger) over(lower, upper *Node) {
+	upper.order()
+	if lower == nil {
+		m.alone(upper)
 		return
 	}
-	m.n -= count(n)
-	delete(dir.kids, name)
+	upper.Nlink = 1 // fs/overlayfs/inode.c, ovl_getattr: of every merged directory
+	upper.kids = m.kids(lower.kids, upper.kids)
 }
 
-func (m *merge) clear(dir *Node) {
-	for name := range dir.kids {
-		m.drop(dir, name)
+// kids merges the names of two directories.
+func (m *merger) kids(lower, upper []Child) []Child {
+	if len(upper) == 0 {
+		return lower
 	}
-}
-
-func count(n *Node) int {
-	c := 1
-	for _, kid := range n.kids {
-		c += count(kid)
-	}
-	return c
-}
-
-// add adds one entry of the upper layer.
-func (m *merge) add(e *layers.Entry) error {
-	if e.Name == "" {
-		if e.Kind == layers.Dir {
-			m.root.Inode = &Inode{Entry: clean(e)}
+	all := make([]Child, 0, len(lower)+len(upper))
+	for _, u := range upper {
+		i := 0
+		if len(lower) > 0 && lower[0].Name < u.Name {
+			i, _ = slices.BinarySearchFunc(lower, u.Name, func(c Child, name string) int { return strings.Compare(c.Name, name) })
 		}
-		return nil
-	}
-	parent, base := split(e.Name)
-	if strings.Contains("/"+parent, "/"+metaPrefix) {
-		return nil
-	}
-	if strings.HasPrefix(base, whiteoutPrefix) {
-		if base == opaqueMarker {
-			m.dir(parent) // the directory itself is of this layer, marked or not
+		all, lower = append(all, lower[:i]...), lower[i:]
+		var below *Node
+		if len(lower) > 0 && lower[0].Name == u.Name {
+			below, lower = lower[0].Node, lower[1:]
+			m.n--
 		}
-		return nil
+		if m.child(below, u.Node) {
+			all = append(all, u)
+			m.n++
+		}
 	}
-	dir := m.dir(parent)
-	if e.Kind == layers.Hardlink {
-		return m.link(dir, base, e)
-	}
-	if old := dir.kids[base]; old != nil && old.Kind == layers.Dir && e.Kind == layers.Dir {
-		kid := m.copyOf(old)
-		kid.Inode = &Inode{Entry: clean(e)}
-		dir.kids[base] = kid
-		return nil
-	}
-	m.drop(dir, base)
-	if e.Kind == layers.Char && e.Major == 0 && e.Minor == 0 {
-		return nil // overlayfs would take it for a whiteout: it hides the name and is not seen
-	}
-	dir.kids[base] = m.newNode(clean(e))
-	m.n++
-	return nil
+	return append(all, lower...)
 }
 
-// link adds another name of a file. Below another file system's name, overlayfs
-// copies a lower file up first: the two names then share a new inode, and
-// further names of the lower file keep the old one.
-func (m *merge) link(dir *Node, base string, e *layers.Entry) error {
-	targetDir, targetBase := split(e.Link)
-	from := m.find(targetDir)
-	var target *Node
-	if from != nil {
-		target = from.kids[targetBase]
+// child lays one name over what is below it, if anything. It reports whether
+// the name remains.
+func (m *merger) child(below, u *Node) bool {
+	if u.Kind == layers.Dir && u.flags&opaque == 0 && below != nil && below.Kind == layers.Dir {
+		m.over(below, u)
+		return true
 	}
-	switch {
-	case e.Link == e.Name && target != nil:
-		return nil
-	case target == nil:
-		return fmt.Errorf("%w: %q is a hard link to %q, which does not exist", layers.ErrBadLayer, e.Name, e.Link)
-	case target.Kind == layers.Dir:
-		return fmt.Errorf("%w: %q is a hard link to %q, which is a directory", layers.ErrBadLayer, e.Name, e.Link)
+	if below != nil {
+		m.n -= below.names()
 	}
-	if target.own != m {
-		target = &Node{Inode: &Inode{Entry: target.Entry}, own: m}
-		m.dir(targetDir).kids[targetBase] = target
+	if u.Kind == layers.Dir {
+		u.order()
+		m.alone(u)
 	}
-	target.Linked = true
-	dir = m.dir(first(split(e.Name))) // the target's directory may be the same one, copied just now
-	m.drop(dir, base)
-	dir.kids[base] = &Node{Inode: target.Inode, own: m}
-	m.n++
-	return nil
+	return u.Kind != whiteout
 }
 
-func first(a, _ string) string { return a }
-
-// clean returns e without attributes that overlayfs would obey.
-func clean(e *layers.Entry) *layers.Entry {
-	if !slices.ContainsFunc(e.Xattrs, private) {
-		return e
+// alone finishes a directory with nothing below it.
+func (m *merger) alone(dir *Node) {
+	dir.Nlink = 2
+	dir.flags = 0
+	kids := dir.kids[:0]
+	for _, c := range dir.kids {
+		if m.child(nil, c.Node) {
+			kids = append(kids, c)
+			m.n++
+		}
+		if c.Node.Kind == layers.Dir {
+			dir.Nlink++
+		}
 	}
-	c := *e
-	c.Xattrs = slices.DeleteFunc(slices.Clone(e.Xattrs), private)
-	return &c
+	clear(dir.kids[len(kids):])
+	dir.kids = kids
 }
 
-func private(x layers.Xattr) bool {
-	return strings.HasPrefix(x.Name, "trusted.overlay.") || strings.HasPrefix(x.Name, "user.overlay.")
+// order sorts a directory's kids.
+func (n *Node) order() {
+	if n.flags&unsorted != 0 {
+		slices.SortFunc(n.kids, func(a, b Child) int { return strings.Compare(a.Name, b.Name) })
+	}
+	n.flags &^= unsorted
 }

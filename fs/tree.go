@@ -1,98 +1,148 @@
-// Package fs merges the layers of an image into one Tree of names, as overlayfs
-// shows a stack of unpacked layers. It does no I/O.
+// Package fs turns the indexes of an image's layers into the one tree of files
+// that a container sees.
 //
-// Terms: a *whiteout* is a layer's entry .wh.NAME, which hides NAME of the
-// layers below; an *opaque* directory (.wh..wh..opq) hides all that the layers
-// below have in it. Both concern lower layers only: what the same layer puts
-// there stays, whatever the order.
+// A [Tree] is made of names and [Node]s; several names may share a node: hard
+// links. [Merge] lays the index of one layer over the tree of the layers below
+// it, as containerd's pkg/archive unpacks a layer into an upper directory and
+// the kernel's overlayfs then shows it. Nothing here does I/O.
 //
-// Invariants: a Tree never changes; Merge shares with its lower tree the
-// directories that the upper layer does not touch. Every name of a Tree is one
-// that an Index may have, and no file of it can speak to overlayfs: there are
-// no trusted.overlay.* and user.overlay.* attributes, and no 0:0 devices.
+// Invariants: a Tree never changes. Merge shares with its lower tree what the
+// layer does not touch. The names in a directory are unique, in byte order, and
+// such that the kernel takes them; no name is a whiteout.
 package fs
 
 import (
-	"fmt"
-	iofs "io/fs"
 	"iter"
-	"maps"
+	"path"
 	"slices"
 	"strings"
 
 	"github.com/snapfs/snapfs/layers"
 )
 
-// A Tree is the names of an image. The nil Tree has none.
+// A Tree is what the layers of an image, laid over each other, hold.
 type Tree struct {
 	root *Node
 	n    int
 }
 
-// A Node is one name of a Tree. Names that are hard links of each other have
-// the same Inode.
+// A Node is what a name stands for: an inode. It is not to be changed.
 type Node struct {
-	*Inode
-	kids map[string]*Node // of a directory
-	own  *merge           // who may still change the node
+	Kind  layers.Kind // never Hardlink
+	flags uint8
+	Mode  uint16 // permission, setuid, setgid and sticky bits: 07777
+	UID   uint32
+	GID   uint32
+	Nsec  uint32
+	// Nlink is the link count as overlayfs shows it: that of the layer the node
+	// comes from, where names that a higher layer hides still count. Of a
+	// directory it is 1 if several layers have it, else 2 and one for each
+	// directory in it.
+	Nlink  uint32
+	Major  uint32 // of Char and Block
+	Minor  uint32
+	Sec    int64          // modification time, seconds since 1970
+	Size   int64          // plain bytes; of regular files only
+	Link   string         // target of a Symlink
+	Xattrs []layers.Xattr // sorted by name, none of them overlayfs's own
+	Object layers.Sum     // of regular files with Size > 0 only
+	kids   []Child
 }
 
-// An Inode is what a name stands for. Its Entry's Name is one of its names, its
-// Kind is never Hardlink.
-type Inode struct {
-	*layers.Entry
-	Linked bool // there may be further names
+// A Child is a name in a directory.
+type Child struct {
+	Name string
+	Node *Node
 }
+
+// whiteout is the kind of a node that hides a name of the layers below. It
+// occurs only while a layer is being built.
+const whiteout layers.Kind = 0
+
+const (
+	opaque   = 1 << iota // a directory that hides what the layers below have in it
+	unsorted             // a directory whose kids are not in order yet
+)
 
 // Root returns the root directory.
 func (t *Tree) Root() *Node { return t.root }
 
-// Len is the number of names, the root among them.
+// Len returns the number of names, the root not counted.
 func (t *Tree) Len() int { return t.n }
 
-// Lookup returns the node at path, which is relative and clean as in an Entry;
-// "" is the root. Symbolic links are not followed. The error is
-// fs.ErrNotExist-wrapped if there is none.
-func (t *Tree) Lookup(path string) (*Node, error) {
-	n := t.root
-	for rest := path; rest != ""; {
-		var elem string
-		elem, rest, _ = strings.Cut(rest, "/")
-		if n = n.kids[elem]; n == nil {
-			return nil, fmt.Errorf("%s: %w", path, iofs.ErrNotExist)
-		}
-	}
-	return n, nil
+// Lookup returns what name, relative to the root, stands for, nil if there is
+// no such name. Symbolic links are not followed. "" is the root.
+func (t *Tree) Lookup(name string) *Node {
+	return t.root.at(name)
 }
 
-// Children returns the names in a directory and their nodes, in the order of their bytes.
-func (n *Node) Children() iter.Seq2[string, *Node] {
+// Walk yields every name and what it stands for: the root first, as "", a
+// directory before what is in it, and the names of a directory in byte order.
+func (t *Tree) Walk() iter.Seq2[string, *Node] {
 	return func(yield func(string, *Node) bool) {
-		for _, name := range slices.Sorted(maps.Keys(n.kids)) {
-			if !yield(name, n.kids[name]) {
-				return
-			}
+		if yield("", t.root) {
+			t.root.walk("", yield)
 		}
 	}
 }
 
-// Walk calls f for every name, parents first and siblings in the order of
-// their bytes. The root's path is "".
-func (t *Tree) Walk(f func(path string, n *Node) error) error {
-	return walk("", t.root, f)
+func (n *Node) walk(dir string, yield func(string, *Node) bool) bool {
+	for _, c := range n.kids {
+		name := path.Join(dir, c.Name)
+		if !yield(name, c.Node) || !c.Node.walk(name, yield) {
+			return false
+		}
+	}
+	return true
 }
 
-func walk(path string, n *Node, f func(string, *Node) error) error {
-	if err := f(path, n); err != nil {
-		return err
-	}
-	for name, kid := range n.Children() {
-		if path != "" {
-			name = path + "/" + name
-		}
-		if err := walk(name, kid, f); err != nil {
-			return err
-		}
+// Children returns the names in a directory, in byte order; none of anything
+// else. The slice is not to be changed.
+func (n *Node) Children() []Child { return n.kids }
+
+// Child returns what name stands for in the directory n, or nil.
+func (n *Node) Child(name string) *Node {
+	if i, ok := n.find(name); ok {
+		return n.kids[i].Node
 	}
 	return nil
+}
+
+// find is the place of name in a directory whose kids are in order.
+func (n *Node) find(name string) (int, bool) {
+	return slices.BinarySearchFunc(n.kids, name, func(c Child, name string) int { return strings.Compare(c.Name, name) })
+}
+
+// at returns the node of a path below n without following symbolic links.
+func (n *Node) at(name string) *Node {
+	for elem := range elems(name) {
+		if n = n.Child(elem); n == nil {
+			return nil
+		}
+	}
+	return n
+}
+
+// names counts the names below n.
+func (n *Node) names() int {
+	total := len(n.kids)
+	for _, c := range n.kids {
+		if len(c.Node.kids) > 0 {
+			total += c.Node.names()
+		}
+	}
+	return total
+}
+
+// elems yields the elements of a clean relative path; none of "".
+func elems(name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for name != "" {
+			elem, rest, _ := strings.Cut(name, "/")
+			if !yield(elem) {
+				return
+			}
+			name = rest
+		}
+	}
 }

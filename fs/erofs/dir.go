@@ -33,24 +33,24 @@ func (p *packer) fit(name string) (fresh bool) {
 
 func (p *packer) total() int64 { return p.size + int64(p.used) }
 
-// names calls f with all entries of a directory, in order.
-func names(n *fs.Node, f func(name string, kid *fs.Node)) {
+// names calls f with all names of a directory, in order. Of "." and ".." kid is -1.
+func names(dir *fs.Node, f func(name string, kid int)) {
 	special := []string{".", ".."}
-	for name, kid := range n.Children() {
-		for len(special) > 0 && special[0] < name {
-			f(special[0], nil)
+	for i, c := range dir.Children() {
+		for len(special) > 0 && special[0] < c.Name {
+			f(special[0], -1)
 			special = special[1:]
 		}
-		f(name, kid)
+		f(c.Name, i)
 	}
 	for _, s := range special {
-		f(s, nil)
+		f(s, -1)
 	}
 }
 
-func dirSize(n *fs.Node) int64 {
+func dirSize(dir *fs.Node) int64 {
 	var p packer
-	names(n, func(name string, _ *fs.Node) { p.fit(name) })
+	names(dir, func(name string, _ int) { p.fit(name) })
 	return p.total()
 }
 
@@ -61,40 +61,46 @@ type dirent struct {
 	kind byte
 }
 
-// dir writes the data of directory i.
-func (w *writer) dir(i int, meta, data *stream) error {
-	it := &w.items[i]
+// dir returns the data of a directory, good until the next call.
+func (w *writer) dir(it *item) []byte {
 	var p packer
-	var block []dirent
-	var full []byte
-	next := it.first
-	names(it.node, func(name string, kid *fs.Node) {
+	kids, next := it.node.Children(), it.first
+	block, all := w.block[:0], w.buf[:0]
+	names(it.node, func(name string, kid int) {
 		if p.fit(name) {
-			full = appendBlock(full, block)
-			full = append(full, zeros[:-len(full)&(blockSize-1)]...)
+			all = appendBlock(all, block)
+			all = append(all, zeros[:-len(all)&(blockSize-1)]...)
 			block = block[:0]
 		}
-		d := dirent{name: name, kind: typeDir}
+		d := dirent{name: name}
 		switch {
-		case name == "." && kid == nil:
-			d.nid = it.nid()
-		case kid == nil:
-			d.nid = w.items[it.parent].nid()
+		case kid >= 0:
+			_, d.kind = fileType(kids[kid].Node.Kind)
+			d.nid = w.nid(kids[kid].Node, &next)
 		default:
-			d.kind = fileType(kid.Kind)
-			at := next
-			if known, linked := w.nids[kid.Inode]; linked && kid.Linked {
-				at = known
+			_, d.kind = fileType(layers.Dir)
+			d.nid = it.nid()
+			if name == ".." {
+				d.nid = w.items[it.parent].nid()
 			}
-			if at == next {
-				next++
-			}
-			d.nid = w.items[at].nid()
 		}
 		block = append(block, d)
 	})
-	spread(appendBlock(full, block), it, meta, data)
-	return nil
+	w.block, w.buf = block, appendBlock(all, block)
+	return w.buf
+}
+
+// nid is the number of a child. Children are the items from next on, but for
+// those that had a name before.
+func (w *writer) nid(n *fs.Node, next *int) uint64 {
+	at := *next
+	if linked(n) {
+		at = w.links[n]
+	}
+	if at == *next {
+		*next++
+	}
+	return w.items[at].nid()
 }
 
 func appendBlock(b []byte, entries []dirent) []byte {
@@ -109,20 +115,4 @@ func appendBlock(b []byte, entries []dirent) []byte {
 		b = append(b, d.name...)
 	}
 	return b
-}
-
-func fileType(k layers.Kind) byte {
-	switch k {
-	case layers.Dir:
-		return typeDir
-	case layers.Symlink:
-		return typeSymlink
-	case layers.Char:
-		return typeChar
-	case layers.Block:
-		return typeBlock
-	case layers.Fifo:
-		return typeFifo
-	}
-	return typeReg
 }
