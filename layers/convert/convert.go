@@ -88,7 +88,7 @@ func Layer(ctx context.Context, w io.Writer, r io.Reader, o Options) (Converted,
 	return c, nil
 }
 
-func convert(out *counter, in io.Reader, o Options) (Converted, error) {
+func convert(out *counter, in *input, o Options) (Converted, error) {
 	plain, done, err := decompress(in)
 	if err != nil {
 		return Converted{}, err
@@ -98,7 +98,7 @@ func convert(out *counter, in io.Reader, o Options) (Converted, error) {
 	if o.Format == lazy.ZstdChunked {
 		write = zstdChunked
 	}
-	c, err := write(out, newSource(plain), o)
+	c, err := write(out, newSource(plain, in.alive), o)
 	if err != nil {
 		return c, err
 	}
@@ -117,13 +117,23 @@ type input struct {
 }
 
 func (in *input) Read(p []byte) (n int, err error) {
-	if err = in.ctx.Err(); err == nil {
-		n, err = in.r.Read(p)
+	if err := in.alive(); err != nil {
+		return 0, err
 	}
+	n, err = in.r.Read(p)
 	if err != nil && err != io.EOF {
 		in.err = err
 	}
 	return n, err
+}
+
+// alive fails once the context has ended. Who reads what takes no input, like the
+// hole of a sparse file, asks it.
+func (in *input) alive() error {
+	if err := in.ctx.Err(); err != nil && in.err == nil {
+		in.err = err
+	}
+	return in.err
 }
 
 // decompress looks at the first bytes of a layer, as its media type may lie.

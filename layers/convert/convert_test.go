@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +51,7 @@ func odd() []sample {
 	reg := func(name string, data []byte) sample {
 		return sample{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(data)), ModTime: when}, data}
 	}
-	holes := make([]byte, 3<<20)
+	holes := make([]byte, 2<<20)
 	copy(holes[1<<20:], noise(100_000))
 	ms := []sample{
 		{tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755, ModTime: when}, nil},
@@ -59,11 +60,11 @@ func odd() []sample {
 		reg("/usr/bin/../bin"[:8]+"/abs", []byte("absolute")),
 		reg("empty", nil),
 		reg("one", []byte{1}),
-		reg("big", noise(5<<20+17)),
-		reg("zeros", make([]byte, 2<<20)),
+		reg("big", noise(2<<20+17)),
+		reg("zeros", make([]byte, 1<<20+5)),
 		reg("zero", make([]byte, 100)),
 		reg("holes", holes),
-		reg("text", []byte(strings.Repeat("some text\n", 300_000))),
+		reg("text", []byte(strings.Repeat("some text\n", 30_000))),
 		reg("caf\xe9", []byte("latin1")),
 		reg("caf\xe8", []byte("latin1 too")),
 		reg("\ufffd", []byte("replacement")),
@@ -113,7 +114,7 @@ func tarOf(t testing.TB, ms []sample) []byte {
 func content(t *testing.T, plain io.Reader, wholeSeconds bool) map[string]string {
 	t.Helper()
 	got := map[string]string{}
-	for src := newSource(plain); ; {
+	for src := newSource(plain, alive); ; {
 		m, err := src.next()
 		if err == io.EOF {
 			return got
@@ -163,6 +164,8 @@ func indexed(t *testing.T, b blob, ix *layers.Index) map[string]string {
 	return got
 }
 
+func alive() error { return nil }
+
 func compress(t testing.TB, kind string, p []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -189,13 +192,14 @@ var formats = []string{lazy.EStargz, lazy.ZstdChunked}
 func TestRoundTrip(t *testing.T) {
 	plain := tarOf(t, odd())
 	for _, format := range formats {
-		for _, size := range []int{0, 4 << 10} {
-			for _, kind := range []string{"tar", "gzip", "zstd"} {
-				t.Run(fmt.Sprint(format, size, kind), func(t *testing.T) {
-					roundTrip(t, compress(t, kind, plain), plain, Options{Format: format, ChunkSize: size})
-				})
-			}
+		for _, kind := range []string{"tar", "gzip", "zstd"} {
+			t.Run(format+" of "+kind, func(t *testing.T) {
+				roundTrip(t, compress(t, kind, plain), plain, Options{Format: format})
+			})
 		}
+		t.Run(format+" small chunks", func(t *testing.T) {
+			roundTrip(t, plain, plain, Options{Format: format, ChunkSize: 16 << 10, Level: 1})
+		})
 	}
 }
 
@@ -260,10 +264,23 @@ func TestAgain(t *testing.T) {
 	}
 }
 
-// The holes of a GNU sparse file come out as zeros. archive/tar cannot write one,
-// so this is made by hand: old GNU format, one run of data at 4096.
+// The holes of a GNU sparse file come out as zeros.
 func TestSparse(t *testing.T) {
 	const size = 3 << 20
+	plain := sparseFile(size)
+	want := make([]byte, size)
+	copy(want[4096:], noise(512))
+	for _, format := range formats {
+		roundTrip(t, plain, plain, Options{Format: format})
+		if got := content(t, bytes.NewReader(plain), false)["sparse"]; !strings.Contains(got, layers.SumOf(want).String()) {
+			t.Errorf("sparse file is %s", got)
+		}
+	}
+}
+
+// sparseFile is a tar of one old GNU sparse file with one run of data at 4096;
+// archive/tar cannot write one.
+func sparseFile(size int64) []byte {
 	h := make([]byte, block)
 	copy(h, "sparse")
 	copy(h[100:], "0000644\x000000000\x000000000\x00")
@@ -272,22 +289,37 @@ func TestSparse(t *testing.T) {
 	h[156] = tar.TypeGNUSparse
 	copy(h[257:], "ustar  \x00")
 	copy(h[386:], fmt.Sprintf("%011o\x00%011o\x00", 4096, 512))
-	copy(h[386+24:], fmt.Sprintf("%011o\x00%011o\x00", size, 0))
-	copy(h[483:], fmt.Sprintf("%011o\x00", size))
+	copy(h[386+24:], number(size)+number(0))
+	copy(h[483:], number(size))
 	copy(h[148:], "        ")
 	sum := 0
 	for _, c := range h {
 		sum += int(c)
 	}
 	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
-	plain := append(append(h, noise(512)...), make([]byte, 1024)...)
-	want := make([]byte, size)
-	copy(want[4096:], noise(512))
+	return append(append(h, noise(512)...), make([]byte, 1024)...)
+}
+
+// number is a field of a tar header, in GNU's base 256 if it is large.
+func number(n int64) string {
+	if n < 1<<33 {
+		return fmt.Sprintf("%011o\x00", n)
+	}
+	return "\x80\x00\x00\x00" + string(binary.BigEndian.AppendUint64(nil, uint64(n)))
+}
+
+// A few bytes can say that a file has any size: it is refused, and what is not can
+// be stopped.
+func TestSparseBomb(t *testing.T) {
 	for _, format := range formats {
-		roundTrip(t, plain, plain, Options{Format: format})
-		if got := content(t, bytes.NewReader(plain), false)["sparse"]; !strings.Contains(got, layers.SumOf(want).String()) {
-			t.Errorf("sparse file is %s", got)
+		if _, err := Layer(t.Context(), io.Discard, bytes.NewReader(sparseFile(1<<60)), Options{Format: format}); !errors.Is(err, layers.ErrTooLarge) {
+			t.Errorf("Layer(%s, file of 2^60) = %v, want ErrTooLarge", format, err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if _, err := Layer(ctx, io.Discard, bytes.NewReader(sparseFile(maxFile)), Options{Format: format}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Layer(%s, large hole) = %v, want DeadlineExceeded", format, err)
+		}
+		cancel()
 	}
 }
 

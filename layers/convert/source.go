@@ -13,6 +13,10 @@ import (
 	"github.com/snapfs/snapfs/layers/toc"
 )
 
+// maxFile bounds a file, because some bytes of tar can say that a sparse file is
+// of any size, and its holes would be written as zeros.
+const maxFile = 256 << 30
+
 const (
 	block       = 512 // of a tar
 	xattrPrefix = "SCHILY.xattr."
@@ -22,7 +26,8 @@ const (
 // reader agrees about.
 type source struct {
 	tr      *tar.Reader
-	seconds bool // cut times to seconds, because the format's TOC would round them
+	alive   func() error // asked before each read of content
+	seconds bool         // cut times to seconds, because the format's TOC would round them
 	buf     bytes.Buffer
 }
 
@@ -36,7 +41,17 @@ type member struct {
 // padding is what fills the last block of the content.
 func (m member) padding() []byte { return make([]byte, -m.Size&(block-1)) }
 
-func newSource(r io.Reader) *source { return &source{tr: tar.NewReader(r)} }
+func newSource(r io.Reader, alive func() error) *source {
+	return &source{tr: tar.NewReader(r), alive: alive}
+}
+
+// Read reads the content of the current member.
+func (s *source) Read(p []byte) (int, error) {
+	if err := s.alive(); err != nil {
+		return 0, err
+	}
+	return s.tr.Read(p)
+}
 
 // next returns the next member, io.EOF at the end.
 func (s *source) next() (member, error) {
@@ -65,7 +80,7 @@ func (s *source) next() (member, error) {
 		if err := tar.NewWriter(&s.buf).WriteHeader(clean); err != nil {
 			return member{}, fmt.Errorf("%w: %q: %w", layers.ErrBadLayer, h.Name, err)
 		}
-		return member{Header: clean, raw: s.buf.Bytes(), body: s.tr}, nil
+		return member{Header: clean, raw: s.buf.Bytes(), body: s}, nil
 	}
 }
 
@@ -121,6 +136,9 @@ func kind(n, h *tar.Header) error {
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		n.Typeflag, n.Size = tar.TypeReg, h.Size
+		if h.Size > maxFile {
+			return fmt.Errorf("%w: %q of %d bytes", layers.ErrTooLarge, h.Name, h.Size)
+		}
 	case tar.TypeDir:
 		n.Name += "/" // "/" is the root
 		if n.Name == "/" {

@@ -21,6 +21,7 @@ type cursor struct {
 	b       []byte
 	pos     int
 	scratch []byte
+	keyLost bool // the last key of member was lost, as string says
 }
 
 func space(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
@@ -316,7 +317,7 @@ func (c *cursor) member(first bool) (key []byte, more bool, err error) {
 	if more, err = c.next(first, '}'); err != nil || !more {
 		return nil, false, err
 	}
-	if key, _, err = c.string(); err != nil {
+	if key, c.keyLost, err = c.string(); err != nil {
 		return nil, false, err
 	}
 	return key, true, c.expect(':')

@@ -166,7 +166,7 @@ func (e *entry) xattr(c *cursor, key []byte) (x layers.Xattr, err error) {
 	if len(key) == 0 || len(key) > 255 || slices.Contains(key, 0) {
 		return x, c.bad("xattr without a proper name")
 	}
-	x.Name = string(key)
+	x.Name, e.lost = string(key), e.lost || c.keyLost
 	s, _, err := c.text()
 	if err != nil {
 		return x, err

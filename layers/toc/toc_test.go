@@ -135,6 +135,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"long element":       {entriesDoc(`{"name":"` + long + `","type":"dir"}`), layers.ErrBadTOC},
 		"long name":          {entriesDoc(`{"name":"` + strings.Repeat("a/", 2500) + `","type":"dir"}`), layers.ErrBadTOC},
 		"lost name":          {entriesDoc(`{"name":"caf\ufffd","type":"dir"}`), layers.ErrNoTOC},
+		"lost xattr":         {entriesDoc(`{"name":"a","type":"dir","xattrs":{"user.\ufffd":""}}`), layers.ErrNoTOC},
+		"lost link":          {entriesDoc(`{"name":"a","type":"symlink","linkName":"\ufffd"}`), layers.ErrNoTOC},
 		"half a pair":        {entriesDoc(`{"name":"\ud83dx","type":"dir"}`), layers.ErrNoTOC},
 		"half a pair at end": {entriesDoc(`{"name":"\ud83d","type":"dir"}`), layers.ErrNoTOC},
 		"root is a file":     {entriesDoc(`{"name":"./","type":"reg"}`), layers.ErrBadTOC},
