@@ -1,0 +1,75 @@
+package snapfs_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/snapfs/snapfs"
+
+// rules say what a package, and all it imports, must not reach, and why.
+var rules = []struct{ from, not, why string }{
+	{"layers", module + "/fs", "imports point down: layers know no file system"},
+	{"layers/...", module + "/fs", "imports point down"},
+	{"layers/...", module + "/internal", "imports point down"},
+	{"layers/...", module + "/runtime", "imports point down"},
+	{"fs", module + "/internal", "imports point down"},
+	{"fs", "os", "a Tree is merged without I/O"},
+	{"fs/erofs", "github.com/hanwen/go-fuse", "only fs/objectfs serves FUSE"},
+	{"fs/mounts", "net/http", "every monitor links it"},
+	{"fs/mounts", "github.com/hanwen/go-fuse", "every monitor links it"},
+	{"fs/mounts", "github.com/containerd", "every monitor links it"},
+	{"runtime", module + "/layers", "the runner knows neither images nor layers"},
+	{"runtime", module + "/fs", "the runner gets its root file system as a descriptor"},
+	{"runtime", module + "/internal", "the runner is a library of its own"},
+	{"runtime/monitor", module + "/layers", "the runner knows neither images nor layers"},
+	{"runtime/monitor", "net/http", "there is one for every container: it has to be small"},
+	{"runtime/monitor", "google.golang.org/grpc", "there is one for every container: it has to be small"},
+	{"internal/control", "net/http", "snapctl starts in two milliseconds"},
+	{"cmd/snapctl", "google.golang.org/grpc", "snapctl starts in two milliseconds"},
+	{"cmd/snapctl", "github.com/containerd/containerd", "snapctl starts in two milliseconds"},
+	{"cmd/snapctl", "net/http", "snapctl starts in two milliseconds"},
+	{"cmd/snapctl", "github.com/hanwen/go-fuse", "snapctl serves nothing"},
+}
+
+// TestImports holds the table of who may import whom.
+func TestImports(t *testing.T) {
+	for _, r := range rules {
+		list := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Deps}} {{.}}{{end}}`, "./"+r.from)
+		out, err := list.Output()
+		if err != nil {
+			t.Fatalf("go list ./%s: %v", r.from, err)
+		}
+		for line := range strings.Lines(string(out)) {
+			deps := strings.Fields(line)
+			i := slices.IndexFunc(deps[1:], func(d string) bool {
+				return d == r.not || r.not != "os" && strings.HasPrefix(d, r.not+"/") || strings.HasPrefix(r.not, "github.com/containerd") && strings.HasPrefix(d, r.not)
+			})
+			if i >= 0 && deps[0] != r.not && !strings.HasPrefix(deps[0], r.not+"/") {
+				t.Errorf("%s reaches %s: %s", deps[0], deps[i+1], r.why)
+			}
+		}
+	}
+}
+
+// TestOnlyOneImporter: some modules have one place.
+func TestOnlyOneImporter(t *testing.T) {
+	for pkg, allowed := range map[string][]string{
+		"github.com/hanwen/go-fuse/v2/fuse": {module + "/fs/objectfs"},
+		"net/http":                          {module + "/layers/registry", module + "/bench/"},
+	} {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./...").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			imports := strings.Fields(line)
+			ok := slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(imports[0], a) })
+			if slices.Contains(imports[1:], pkg) && !ok {
+				t.Errorf("%s imports %s: that is for %v", imports[0], pkg, allowed)
+			}
+		}
+	}
+}
