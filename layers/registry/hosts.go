@@ -18,7 +18,9 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
+	"github.com/sirupsen/logrus"
 )
 
 const (
@@ -52,7 +54,7 @@ func (r *Registry) hostsOf(domain string) ([]*host, error) {
 	if r.plain[domain] {
 		opt.DefaultScheme = "http"
 	}
-	list, err := config.ConfigureHosts(r.base, opt)(domain)
+	list, err := config.ConfigureHosts(log.WithLogger(r.base, quietLog()), opt)(domain)
 	if err != nil {
 		return nil, fmt.Errorf("hosts of %s: %w", domain, err)
 	}
@@ -73,6 +75,16 @@ func (r *Registry) hostsOf(domain string) ([]*host, error) {
 	}
 	r.hosts[domain] = hs
 	return hs, nil
+}
+
+// quietLog is containerd's log without its lines of level info: each use of a
+// loopback registry would be one.
+func quietLog() *log.Entry {
+	l := logrus.New()
+	l.SetFormatter(log.L.Logger.Formatter)
+	l.SetOutput(log.L.Logger.Out)
+	l.SetLevel(logrus.WarnLevel)
+	return logrus.NewEntry(l)
 }
 
 // hostDir finds the configuration of a host. containerd takes a hosts.toml that

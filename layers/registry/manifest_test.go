@@ -138,7 +138,7 @@ func FuzzParseSaved(f *testing.F) {
 }
 
 func FuzzIndexTar(f *testing.F) {
-	f.Add(writeTar(f, map[string][]byte{"a": []byte("hello"), "b/c": nil}, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "a"}))
+	f.Add(writeTar(f, map[string][]byte{"a": []byte("hello")}, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "a"})[:2048]) // without the blocks of zeros at the end
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		m, err := indexTar(bytes.NewReader(raw))
 		if err != nil {

@@ -3,6 +3,7 @@ package registry
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -16,6 +17,8 @@ const (
 	TransportOCIArchive    = "oci-archive"
 	TransportDockerArchive = "docker-archive"
 )
+
+var transports = []string{TransportOCI, TransportOCIArchive, TransportDockerArchive}
 
 // maxRef bounds a reference string, bytes.
 const maxRef = 8192
@@ -46,7 +49,7 @@ func ParseRef(s string) (Ref, error) {
 	if len(s) > maxRef {
 		return Ref{}, fmt.Errorf("%w: %d bytes long", ErrBadRef, len(s))
 	}
-	for _, t := range []string{TransportOCI, TransportOCIArchive, TransportDockerArchive} {
+	for _, t := range transports {
 		if rest, ok := strings.CutPrefix(s, t+":"); ok {
 			return parseFileRef(t, rest, s)
 		}
@@ -121,7 +124,11 @@ func (r Ref) Familiar() string {
 	if err != nil {
 		return r.String()
 	}
-	return r.suffix(reference.FamiliarName(named))
+	short := reference.FamiliarName(named)
+	if slices.Contains(transports, short) {
+		return r.String() // docker.io/library/oci: "oci:latest" would be a directory
+	}
+	return r.suffix(short)
 }
 
 func (r Ref) suffix(s string) string {

@@ -23,6 +23,7 @@ func TestParseRef(t *testing.T) {
 		{"127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000/a/b/c:v1"},
 		{"[::1]:5000/x:v1", "[::1]:5000/x:v1", "[::1]:5000/x:v1"},
 		{"ghcr.io/a/b:C_1.2", "ghcr.io/a/b:C_1.2", "ghcr.io/a/b:C_1.2"},
+		{"oci", "docker.io/library/oci:latest", "docker.io/library/oci:latest"},
 		{"oci:dir", "oci:dir", "oci:dir"},
 		{"oci:/a/../b/", "oci:/b", "oci:/b"},
 		{"oci:/dir:v1", "oci:/dir:v1", "oci:/dir:v1"},

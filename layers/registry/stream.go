@@ -109,7 +109,7 @@ type parallel struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	parts  chan chan part // in order; closed after the last
-	free   sync.Pool
+	free   chan []byte
 	cur    []byte
 	buf    []byte
 	err    error
@@ -122,8 +122,7 @@ type part struct {
 
 func newParallel(ctx context.Context, b *remoteBlob, n int) *parallel {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &parallel{b: b, cancel: cancel, parts: make(chan chan part, n)}
-	s.free.New = func() any { return make([]byte, streamPart) }
+	s := &parallel{b: b, cancel: cancel, parts: make(chan chan part, n), free: make(chan []byte, 2*n)}
 	tokens := make(chan struct{}, n)
 	s.wg.Go(func() {
 		defer close(s.parts)
@@ -136,7 +135,7 @@ func newParallel(ctx context.Context, b *remoteBlob, n int) *parallel {
 			one := make(chan part, 1)
 			s.wg.Go(func() {
 				defer func() { <-tokens }()
-				buf := s.free.Get().([]byte)[:min(streamPart, b.desc.Size-off)]
+				buf := s.buffer()[:min(streamPart, b.desc.Size-off)]
 				k, err := b.ReadAt(ctx, buf, off)
 				if k == len(buf) {
 					err = nil
@@ -153,10 +152,22 @@ func newParallel(ctx context.Context, b *remoteBlob, n int) *parallel {
 	return s
 }
 
+func (s *parallel) buffer() []byte {
+	select {
+	case b := <-s.free:
+		return b
+	default:
+		return make([]byte, streamPart)
+	}
+}
+
 func (s *parallel) Read(p []byte) (int, error) {
 	for len(s.cur) == 0 && s.err == nil {
 		if s.buf != nil {
-			s.free.Put(s.buf[:cap(s.buf)])
+			select {
+			case s.free <- s.buf[:cap(s.buf)]:
+			default:
+			}
 			s.buf = nil
 		}
 		one, ok := <-s.parts
