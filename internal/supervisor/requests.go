@@ -108,8 +108,11 @@ func (s *supervisor) mountImage(r *control.Request) error {
 	defer s.images.Unlock()
 	dir := imageDir(s.o.Run, a.ID)
 	mounted, err := mounts.IsMounted(dir)
-	if err != nil || mounted {
-		return errors.Join(err, r.Reply(mountResult{dir}))
+	if err != nil {
+		return err
+	}
+	if mounted {
+		return r.Reply(mountResult{dir})
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err

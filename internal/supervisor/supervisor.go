@@ -152,23 +152,16 @@ func Run(ctx context.Context, o Options) (err error) {
 }
 
 func (s *supervisor) directories() error {
-	for _, dir := range []string{s.o.Root, s.o.Run, lazyDir(s.o.Run), imageDir(s.o.Run, "")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil && !(dir == lazyDir(s.o.Run) && isDirEntry(dir)) {
+	if err := errors.Join(os.MkdirAll(s.o.Root, 0o700), os.MkdirAll(s.o.Run, 0o700)); err != nil {
+		return err
+	}
+	for _, dir := range []string{lazyDir(s.o.Run), imageDir(s.o.Run, "")} {
+		// Not MkdirAll, which would look into a mount that nobody answers for.
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
 	return nil
-}
-
-// isDirEntry says whether dir has an entry, of whatever kind: a dead mount cannot be asked for more.
-func isDirEntry(dir string) bool {
-	entries, err := os.ReadDir(filepath.Dir(dir))
-	for _, e := range entries {
-		if e.Name() == filepath.Base(dir) {
-			return err == nil
-		}
-	}
-	return false
 }
 
 // listen opens RUN/supervisor.sock. Whoever else had it is dead: we hold the lock.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -133,8 +134,11 @@ func (w *Worker) Spawn(ctx context.Context, p Process) (pid int, err error) {
 	return s.Pid, err
 }
 
-// StopDaemon asks the supervisor to stop the daemon, this worker with it.
+// StopDaemon asks the supervisor to stop the daemon, this worker with it. That
+// may end ctx before the answer is in, so it does not count.
 func (w *Worker) StopDaemon(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
 	_, err := w.ask(ctx, OpStop, nil, nil)
 	return err
 }

@@ -1,0 +1,171 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/fs/objectfs"
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/supervisor/keeper"
+	"github.com/snapfs/snapfs/layers"
+)
+
+// The test binary plays all parts: it is started again as supervisor and as
+// keeper, with roleEnv, and by the supervisor as worker.
+const roleEnv = "SNAPFS_TEST_ROLE"
+
+func TestMain(m *testing.M) {
+	var err error
+	switch role, rest, _ := strings.Cut(os.Getenv(roleEnv), ":"); {
+	case IsWorker():
+		err = work()
+	case len(os.Args) == 3 && os.Args[1] == "keeper":
+		err = keeper.Keep(context.Background(), os.Args[2])
+	case role == "supervisor":
+		err = supervise(rest)
+	default:
+		os.Exit(m.Run())
+	}
+	switch {
+	case errors.Is(err, errFatal):
+		os.Exit(ExitFatal)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func testLog() *slog.Logger {
+	if os.Getenv("SNAPFS_TEST_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil)).With("pid", os.Getpid())
+}
+
+// supervise is the supervisor of dir/root and dir/run.
+func supervise(dir string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	return Run(ctx, Options{
+		Root:   filepath.Join(dir, "root"),
+		Run:    filepath.Join(dir, "run"),
+		Worker: []string{"/proc/self/exe"},
+		Keeper: []string{"/proc/self/exe", "keeper"},
+		Log:    testLog(),
+	})
+}
+
+var errFatal = errors.New("nothing can help")
+
+// work is the worker. It serves the objects in the folder "source" of the test.
+func work() error {
+	w, ctx, err := Attach(context.Background(), nil)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(w.Run())
+	if _, err := os.Stat(filepath.Join(dir, "fatal")); err == nil {
+		return errFatal
+	}
+	if _, err := os.Stat(filepath.Join(dir, "crash")); err == nil {
+		return errors.New("crash")
+	}
+	nodes, err := objectfs.OpenNodes(filepath.Join(w.Run(), "nodes"))
+	if err != nil {
+		return err
+	}
+	var parts sync.WaitGroup
+	var failed error
+	parts.Go(func() {
+		fs := objectfs.New(folder(filepath.Join(dir, "source")), nodes, objectfs.Options{Log: testLog()})
+		failed = objectfs.Serve(ctx, w.Fuse, w.Init, w.Resend, fs)
+		w.stop(ErrStopped)
+	})
+	parts.Go(func() {
+		server := control.Server{Handle: answer(w)}
+		server.Serve(ctx, w.Listener)
+	})
+	if err := w.Ready(ctx); err != nil && !errors.Is(err, ErrNoSupervisor) {
+		return err
+	}
+	parts.Wait()
+	return errors.Join(failed, nodes.Close(), w.Close())
+}
+
+func answer(w *Worker) func(context.Context, *control.Request) error {
+	return func(ctx context.Context, r *control.Request) error {
+		var args []string
+		if len(r.Args) > 0 {
+			if err := json.Unmarshal(r.Args, &args); err != nil {
+				return err
+			}
+		}
+		switch r.Op {
+		case "pid":
+			return r.Reply(os.Getpid())
+		case "mount":
+			dir, err := w.MountImage(ctx, args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return r.Reply(dir)
+		case "unmount":
+			return w.UnmountImage(ctx, args[0])
+		case "spawn":
+			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files})
+			if err != nil {
+				return err
+			}
+			return r.Reply(pid)
+		case "status":
+			s, err := w.Status(ctx)
+			if err != nil {
+				return err
+			}
+			return r.Reply(s)
+		case "stop":
+			return w.StopDaemon(ctx)
+		}
+		return errors.New("unknown " + r.Op)
+	}
+}
+
+// folder is objects in files named by their sum.
+type folder string
+
+func (f folder) Size(s layers.Sum) (int64, bool) {
+	st, err := os.Stat(filepath.Join(string(f), s.Path()))
+	if err != nil {
+		return 0, false
+	}
+	return st.Size(), true
+}
+
+func (f folder) ReadAt(ctx context.Context, s layers.Sum, p []byte, off int64) (int, error) {
+	if _, err := os.Stat(filepath.Join(string(f), "slow")); err == nil {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(time.Hour):
+		}
+	}
+	file, err := os.Open(filepath.Join(string(f), s.Path()))
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	return file.ReadAt(p, off)
+}

@@ -1,0 +1,471 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/fs/mounts"
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/supervisor/keeper"
+)
+
+// Workers are killed one after the other under load, and no read fails.
+func TestKillWorkers(t *testing.T) {
+	kills := 30
+	if n, err := strconv.Atoi(os.Getenv("SNAPFS_KILLS")); err == nil {
+		kills = n
+	}
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(1500)
+	stop := b.load(dir, sums)
+	defer stop()
+	pid := 0
+	for range kills {
+		pid = d.worker(pid)
+		time.Sleep(time.Duration(rand.IntN(80)) * time.Millisecond)
+		d.kill9(pid)
+	}
+	last := d.worker(pid)
+	n := stop()
+	t.Logf("%d files read while %d workers were killed", n, kills)
+	s, err := d.status()
+	if err != nil || s.Restarts != kills || s.Worker != last {
+		t.Errorf("status: %+v, %v, want %d restarts", s, err, kills)
+	}
+	b.settled(d, dir)
+}
+
+// settled ends the daemon and checks that nothing is left of it.
+func (b *testbed) settled(d *daemon, rootfs string) {
+	b.Helper()
+	if err := mounts.Unmount(rootfs, false); err != nil {
+		b.Error(err)
+	}
+	s, err := d.status()
+	if err != nil {
+		b.Error(err)
+	}
+	d.shut()
+	if all, err := mounts.List(b.run); len(all) > 0 || err != nil {
+		b.Errorf("still mounted: %v, %v", all, err)
+	}
+	if err := unix.Unlink(Socket(b.run)); !errors.Is(err, unix.ENOENT) {
+		b.Errorf("control socket: %v, want ENOENT", err)
+	}
+	if err := waitPid(b.Context(), s.Keeper, 10*time.Second); err != nil {
+		b.Errorf("keeper: %v", err)
+	}
+	for _, path := range []string{supervisorSocket(b.run), workerSocket(b.run), keeper.Socket(b.run)} {
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			b.Errorf("%s: somebody listens still", path)
+		}
+	}
+}
+
+// A supervisor that dies leaves its worker serving; the next takes over from it.
+func TestKillSupervisors(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(500)
+	stop := b.load(dir, sums)
+	defer stop()
+	for range 3 {
+		old, err := d.status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.cmd.Process.Kill()
+		d.wait()
+		var pid int
+		if err := d.call("pid", &pid); err != nil || pid != old.Worker {
+			t.Errorf("worker %d without supervisor answers %d, %v", old.Worker, pid, err)
+		}
+		if err := d.call("mount", nil, "a", "/b"); !isCode(err, control.CodeUnavailable) {
+			t.Errorf("mount without supervisor: %v, want unavailable", err)
+		}
+		d = b.start()
+		s, err := d.status()
+		if err != nil || s.Worker == old.Worker || s.Keeper != old.Keeper {
+			t.Errorf("after the take-over: %+v, %v, before %+v", s, err, old)
+		}
+		if err := waitPid(t.Context(), old.Worker, time.Millisecond); err != nil {
+			t.Errorf("old worker: %v", err)
+		}
+	}
+	t.Logf("%d files read", stop())
+	b.settled(d, dir)
+}
+
+func isCode(err error, code string) bool {
+	e, ok := errors.AsType[*control.Error](err)
+	return ok && e.Code == code
+}
+
+// Both die; reads wait for the next daemon, which gets the mount from the keeper.
+func TestKillBoth(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(500)
+	stop := b.load(dir, sums)
+	defer stop()
+	for range 3 {
+		s, err := d.status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.cmd.Process.Kill()
+		d.wait()
+		b.kill9(s.Worker)
+		if c, err := net.Dial("unix", Socket(b.run)); err == nil {
+			c.Close()
+			t.Error("the control socket of a dead daemon is open")
+		}
+		d = b.start()
+	}
+	t.Logf("%d files read", stop())
+	b.settled(d, dir)
+}
+
+// With a keeper that died first, and both others dead, the mount is lost: the
+// next daemon makes a new one, and only what was missing fails in the old container.
+func TestLostMount(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(3)
+	s, err := d.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dead, err := mounts.Dead(t.Context(), lazyDir(b.run)); dead || err != nil {
+		t.Errorf("Dead of a living mount: %v, %v", dead, err)
+	}
+	for _, pid := range []int{s.Keeper, s.Supervisor, s.Worker} {
+		b.kill9(pid)
+		d.wait0(pid)
+	}
+	if dead, err := mounts.Dead(t.Context(), lazyDir(b.run)); !dead || err != nil {
+		t.Errorf("Dead of a dead mount: %v, %v", dead, err)
+	}
+	d = b.start()
+	if _, err := os.ReadFile(filepath.Join(dir, "f0")); err == nil {
+		t.Error("read of a missing object over the dead mount succeeded")
+	}
+	for name, sum := range sums {
+		if err := check(filepath.Join(lazyDir(b.run), sum.Path()), sum); err != nil {
+			t.Errorf("%s over the new mount: %v", name, err)
+		}
+	}
+	b.settled(d, dir)
+}
+
+// wait0 reaps the supervisor if it is pid.
+func (d *daemon) wait0(pid int) {
+	if pid == d.cmd.Process.Pid {
+		d.wait()
+	}
+}
+
+// A keeper that dies is replaced, and the new one serves as well as the old.
+func TestKillKeeper(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	before, err := d.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.kill9(before.Keeper)
+	deadline := time.Now().Add(20 * time.Second)
+	s := before
+	for s.Keeper == before.Keeper || s.Keeper == 0 {
+		if s, err = d.status(); err != nil || time.Now().After(deadline) {
+			t.Fatalf("no new keeper: %+v, %v", s, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	f, init, err := keeper.Take(t.Context(), b.run)
+	if err != nil || len(init) == 0 || !keeper.Alive(f) {
+		t.Fatalf("the new keeper holds %v, %d bytes, %v", f, len(init), err)
+	}
+	f.Close()
+	d.shut()
+}
+
+// A stopped worker makes reads wait, not fail.
+func TestStoppedWorker(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(10)
+	pid := d.worker(0)
+	kill(pid, unix.SIGSTOP)
+	result := make(chan error, len(sums))
+	for name, sum := range sums {
+		go func() { result <- check(filepath.Join(dir, name), sum) }()
+	}
+	select {
+	case err := <-result:
+		t.Errorf("a read ended while the worker was stopped: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	kill(pid, unix.SIGCONT)
+	for range sums {
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	}
+	b.settled(d, dir)
+}
+
+// A worker without supervisor that does not answer is killed by the next supervisor.
+func TestHungOrphan(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(3)
+	pid := d.worker(0)
+	d.cmd.Process.Kill()
+	d.wait()
+	kill(pid, unix.SIGSTOP)
+	d = b.start()
+	for name, sum := range sums {
+		if err := check(filepath.Join(dir, name), sum); err != nil {
+			t.Error(err)
+		}
+	}
+	b.settled(d, dir)
+}
+
+// A stopped daemon with containers leaves its mount to the keeper; reads that
+// come meanwhile wait for the next start.
+func TestStopInUse(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(5)
+	used := filepath.Join(b.run, "containers", "c1")
+	if err := os.Mkdir(used, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.shut()
+	result := make(chan error, 1)
+	go func() { result <- check(filepath.Join(dir, "f1"), sums["f1"]) }()
+	select {
+	case err := <-result:
+		t.Errorf("a read ended without a daemon: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	d = b.start()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(used); err != nil {
+		t.Fatal(err)
+	}
+	b.settled(d, dir)
+}
+
+// A worker told to stop while reads wait for the network stops all the same.
+func TestStopWhileReading(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	dir, sums := b.rootfs(2)
+	slow := filepath.Join(b.dir, "source", "slow")
+	if err := os.WriteFile(slow, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(b.run, "containers", "c"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() { result <- check(filepath.Join(dir, "f1"), sums["f1"]) }()
+	time.Sleep(50 * time.Millisecond)
+	d.shut()
+	if err := errors.Join(os.Remove(slow), os.Remove(filepath.Join(b.run, "containers", "c"))); err != nil {
+		t.Fatal(err)
+	}
+	d = b.start()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	b.settled(d, dir)
+}
+
+func TestTwoDaemons(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	err := Run(t.Context(), Options{Root: b.root, Run: b.run})
+	if !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), strconv.Itoa(d.cmd.Process.Pid)) {
+		t.Errorf("second daemon: %v, want ErrRunning and its pid", err)
+	}
+	other := filepath.Join(b.dir, "other")
+	if err := Run(t.Context(), Options{Root: b.root, Run: other}); !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), b.run) {
+		t.Errorf("second daemon, other run directory: %v, want ErrRunning and %s", err, b.run)
+	}
+	d.shut()
+}
+
+// Someone ends the mount below a living daemon: it makes another.
+func TestUnmountedByHand(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	sum := b.add(1, 5000)
+	old := d.worker(0)
+	if err := mounts.Unmount(lazyDir(b.run), false); err != nil {
+		t.Fatal(err)
+	}
+	d.worker(old)
+	if err := check(filepath.Join(lazyDir(b.run), sum.Path()), sum); err != nil {
+		t.Error(err)
+	}
+	d.shut()
+}
+
+func TestRequests(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	out := filepath.Join(b.dir, "out")
+	var pid int
+	if err := d.call("spawn", &pid, out, "/bin/sh", "-c", "echo $$; ps -o sid= -p $$; exec sleep 1000"); err != nil {
+		t.Fatal(err)
+	}
+	defer b.kill9(pid)
+	if err := d.call("spawn", nil, "", "sh"); !isCode(err, control.CodeInvalid) {
+		t.Errorf("spawn of a relative program: %v, want invalid", err)
+	}
+	if err := d.call("spawn", nil, "", "/no/such/program"); !isCode(err, control.CodeNotFound) {
+		t.Errorf("spawn of nothing: %v, want not_found", err)
+	}
+	for _, id := range []string{"", ".", "..", "a/b", ".x", strings.Repeat("x", 201)} {
+		if err := d.call("mount", nil, id, "/x"); !isCode(err, control.CodeInvalid) {
+			t.Errorf("mount of ID %q: %v, want invalid", id, err)
+		}
+	}
+	if err := d.call("mount", nil, "id", "/no/such/file"); !isCode(err, control.CodeNotFound) {
+		t.Errorf("mount of no file: %v, want not_found", err)
+	}
+	if _, err := os.Stat(imageDir(b.run, "id")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a failed mount left %v", err)
+	}
+	var s Status
+	if err := d.call("status", &s); err != nil || s.Supervisor != d.cmd.Process.Pid || s.Keeper == 0 || s.Worker == 0 {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	if err := d.call("stop", nil); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if err := d.wait(); err != nil {
+		t.Errorf("daemon: %v", err)
+	}
+	if err := unix.Kill(pid, 0); err != nil {
+		t.Errorf("a spawned process ended with the daemon: %v", err)
+	}
+}
+
+func TestChildrenAreReaped(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	for range 10 {
+		var pid int
+		if err := d.call("spawn", &pid, "", "/bin/true"); err != nil {
+			t.Fatal(err)
+		}
+		if err := waitPid(t.Context(), pid, 10*time.Second); err != nil {
+			t.Error(err)
+		}
+		for start := time.Now(); unix.Kill(pid, 0) == nil; time.Sleep(time.Millisecond) {
+			if time.Since(start) > 10*time.Second {
+				t.Fatalf("process %d is a zombie", pid)
+			}
+		}
+	}
+	d.shut()
+}
+
+// A worker that nothing can help ends the daemon; one that crashes is started again.
+func TestWorkerThatCannotWork(t *testing.T) {
+	b := newTestbed(t)
+	mark := filepath.Join(b.dir, "fatal")
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := b.launch()
+	if err := d.wait(); err == nil {
+		t.Error("daemon without a worker: no error")
+	}
+	if err := os.Rename(mark, filepath.Join(b.dir, "crash")); err != nil {
+		t.Fatal(err)
+	}
+	d = b.launch()
+	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		if s, err := d.status(); err == nil && s.Restarts >= freeRestarts+1 {
+			break
+		}
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("worker is not started again")
+		}
+	}
+	if err := os.Remove(filepath.Join(b.dir, "crash")); err != nil {
+		t.Fatal(err)
+	}
+	d.worker(0)
+	d.shut()
+}
+
+func TestBackoff(t *testing.T) {
+	for n, want := range map[int]time.Duration{0: 0, 5: 0, 6: 50 * time.Millisecond, 7: 100 * time.Millisecond, 12: 3200 * time.Millisecond, 13: maxBackoff, 1 << 40: maxBackoff} {
+		if got := backoff(n); got != want {
+			t.Errorf("backoff(%d) = %v, want %v", n, got, want)
+		}
+	}
+}
+
+func TestNotify(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "n")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := notify(path, "READY=1"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, err := l.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
+		t.Errorf("got %q, %v", buf[:n], err)
+	}
+	if err := notify("", "x"); err != nil {
+		t.Errorf("without systemd: %v", err)
+	}
+}
+
+func TestAttachNeedsASupervisor(t *testing.T) {
+	if IsWorker() {
+		t.Fatal("the test is a worker")
+	}
+	if _, _, err := Attach(context.Background(), nil); err == nil {
+		t.Error("Attach: no error")
+	}
+}
+
+// The tests above, once more in a process with a single scheduler slot.
+func TestOneProcessor(t *testing.T) {
+	if os.Getenv("GOMAXPROCS") != "" {
+		t.Skip("is it")
+	}
+	newTestbed(t)
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^(TestKillWorkers|TestKillSupervisors|TestKillBoth|TestStoppedWorker|TestStopWhileReading)$")
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "SNAPFS_KILLS=10")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("at GOMAXPROCS=1: %v\n%s", err, out)
+	}
+}
