@@ -30,8 +30,11 @@ type Rootfs struct {
 // it blocks while the FUSE layer has no worker. Device nodes and set-uid programs
 // work in it, as they must in a container that may have them.
 func Overlay(r Rootfs) (_ *os.File, err error) {
-	if len(r.Lower) == 0 || (r.Upper == "") != (r.Work == "") {
-		return nil, fmt.Errorf("overlay of %d lower directories, upper %q, work %q: %w", len(r.Lower), r.Upper, r.Work, unix.EINVAL)
+	// With one layer there is nothing to lay over another, and the kernel refuses.
+	alone := len(r.Lower)+len(r.Data) < 2 && r.Upper == ""
+	if len(r.Lower) == 0 || alone || (r.Upper == "") != (r.Work == "") {
+		return nil, fmt.Errorf("overlay of %d lower and %d data directories, upper %q, work %q: %w",
+			len(r.Lower), len(r.Data), r.Upper, r.Work, unix.EINVAL)
 	}
 	var settings []setting
 	defer func() {
