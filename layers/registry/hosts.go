@@ -206,6 +206,10 @@ type access struct {
 	host  *host
 	scope string
 	slot  chan struct{} // held while a challenge is answered, so that one caller asks for all
+	// one is held over calls of Authorize: two at once race over the token's
+	// expiry (authorizer.go:289 and 303 in containerd 2.4.2). No caller waits
+	// for it, only goroutines of their own.
+	one sync.Mutex
 
 	mu  sync.Mutex
 	cur docker.Authorizer
@@ -270,6 +274,8 @@ func (a *access) authorize(ctx context.Context, req *http.Request, scopes []stri
 	}
 	done := make(chan result, 1)
 	a.reg.wg.Go(func() {
+		a.one.Lock()
+		defer a.one.Unlock()
 		shared, cancel := context.WithTimeout(a.reg.base, a.reg.opt.Timeouts.Header)
 		defer cancel()
 		for _, s := range append([]string{a.scope}, scopes...) {
