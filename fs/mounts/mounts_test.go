@@ -166,7 +166,7 @@ func TestOverlayErrors(t *testing.T) {
 		"nothing":        {Rootfs{}, unix.EINVAL, "0 lower"},
 		"upper alone":    {Rootfs{Lower: d[:1], Upper: d[1]}, unix.EINVAL, "upper"},
 		"a single layer": {Rootfs{Lower: d[:1]}, unix.EINVAL, "1 lower"},
-		"no such layer":  {Rootfs{Lower: []string{"/no/such"}}, unix.ENOENT, "/no/such"},
+		"no such layer":  {Rootfs{Lower: []string{d[0], "/no/such"}}, unix.ENOENT, "/no/such"},
 		"no such data":   {Rootfs{Lower: d[:1], Data: []string{"/no/data"}}, unix.ENOENT, "/no/data"},
 		"work elsewhere": {Rootfs{Lower: d[:1], Upper: d[1], Work: "/proc"}, unix.EINVAL, "overlay"},
 	} {
