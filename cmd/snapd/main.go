@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/snapfs/snapfs/fs/mounts"
+	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/supervisor"
 )
 
@@ -127,8 +128,8 @@ func supervise(c Config, log *slog.Logger) error {
 
 // inUse tells whether a container or a mount lives that may yet read from the FUSE mount.
 func inUse(run string) bool {
-	for _, dir := range []string{"containers", "mounts"} {
-		if entries, err := os.ReadDir(filepath.Join(run, dir)); err == nil && len(entries) > 0 {
+	for _, pattern := range []string{"containers/*/sock", images.MountMarks + "/*"} {
+		if found, err := filepath.Glob(filepath.Join(run, pattern)); err == nil && len(found) > 0 {
 			return true
 		}
 	}

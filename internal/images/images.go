@@ -162,6 +162,9 @@ func (s *Service) recover() error {
 	if err != nil {
 		return err
 	}
+	if err := s.dropDeadMounts(); err != nil {
+		return err
+	}
 	for key, l := range lazy { // one bad layer must not keep the others from being served
 		if err := s.serve(key, l); err != nil {
 			s.Log.Warn("layer cannot be served", "layer", l.Desc.Digest, "err", err)
