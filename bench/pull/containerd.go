@@ -96,7 +96,7 @@ func (c *config) startContainerd(ctx context.Context, work, name string) (*daemo
 		return nil, err
 	}
 	socket := filepath.Join(work, "c.sock")
-	d, err := c.spawn([]string{"containerd", "-l", "warn", "-c", file}, socket)
+	d, err := c.spawn(work, []string{"containerd", "-l", "warn", "-c", file}, socket)
 	if err != nil {
 		return d, err
 	}

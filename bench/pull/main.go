@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const usage = `usage: pull [flags]
@@ -29,7 +31,7 @@ by each of these systems in turn, from one registry on loopback:
   overlayfs-par  the same with max_concurrent_unpacks = 4
   erofs          containerd's erofs snapshotter (wants mkfs.erofs 1.8 or newer)
 
-Every pull begins with a new daemon, without any state, after a sync. Rounds are
+Every pull begins with a new daemon on a new ext4, without any state. Rounds are
 interleaved: all images and systems, then all again. The table has the medians
 in seconds, their ratio to the base system's, the least and most, and the peak
 resident memory of the daemon in MB (without its children: unpigz, mkfs.erofs).
@@ -45,6 +47,7 @@ type config struct {
 	oursDaemon, oursSocket, oursPull                string
 	rounds                                          int
 	timeout                                         time.Duration
+	sameDisk                                        bool
 }
 
 func flags() *config {
@@ -61,6 +64,7 @@ func flags() *config {
 	flag.StringVar(&c.oursSocket, "ours-socket", "{work}/run/snapd.sock", "what shows that it is up")
 	flag.StringVar(&c.oursPull, "ours-pull", "", "its pull: a command with {work}, {socket}, {ref}")
 	flag.DurationVar(&c.timeout, "timeout", 5*time.Minute, "the longest that one pull may take")
+	flag.BoolVar(&c.sameDisk, "same-disk", false, "use the file system of -work, not a new ext4 in a loop device for each pull")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)
 		flag.PrintDefaults()
@@ -133,14 +137,24 @@ func (c *config) measure(ctx context.Context, s *system, ref string) (r result, 
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return r, err
 	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	if !c.sameDisk {
+		disk, err := newDisk(work+".img", work)
+		if err != nil {
+			return r, err
+		}
+		defer func() { err = errors.Join(err, disk.remove()) }()
+	}
 	d, err := s.start(ctx, work)
 	if d != nil {
-		defer func() { err = errors.Join(err, d.stop(), clean(work)) }()
+		defer func() { err = errors.Join(err, d.stop(), unmountBelow(work)) }()
 	}
 	if err != nil {
 		return r, err
 	}
-	syscall.Sync()
+	if err := syncfs(work); err != nil { // what came before is not to be paid for now
+		return r, err
+	}
 	begin := time.Now()
 	if err := d.pull(ctx, ref); err != nil {
 		return r, fmt.Errorf("%w\n%s", err, d.log())
@@ -148,6 +162,14 @@ func (c *config) measure(ctx context.Context, s *system, ref string) (r result, 
 	r.seconds = time.Since(begin).Seconds()
 	r.peak, err = d.peak()
 	return r, err
+}
+
+func syncfs(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
 
 func report(c *config, images []string, systems []*system, results map[[2]string][]result) {

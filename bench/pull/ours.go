@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -34,8 +33,10 @@ func startChild(_ context.Context, work string) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &daemon{cmd: exec.Command(self, childVerb, work), done: make(chan error, 1)}
-	d.cmd.Stderr = &d.out
+	d, err := newDaemon(work, []string{self, childVerb, work})
+	if err != nil {
+		return nil, err
+	}
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := d.cmd.StdinPipe()
 	if err != nil {

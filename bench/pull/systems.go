@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +24,7 @@ type system struct {
 // A daemon is a running system.
 type daemon struct {
 	cmd  *exec.Cmd
-	out  bytes.Buffer // what it says
+	out  *os.File // what it says
 	done chan error
 	pull func(ctx context.Context, ref string) error
 }
@@ -61,7 +60,7 @@ func (c *config) startOurs(ctx context.Context, work string) (*daemon, error) {
 		r := strings.NewReplacer("{work}", work, "{ref}", ref, "{socket}", strings.ReplaceAll(c.oursSocket, "{work}", work))
 		return strings.Fields(r.Replace(s))
 	}
-	d, err := c.spawn(fill(c.oursDaemon, ""), fill(c.oursSocket, "")[0])
+	d, err := c.spawn(work, fill(c.oursDaemon, ""), fill(c.oursSocket, "")[0])
 	if err != nil {
 		return d, err
 	}
@@ -69,14 +68,28 @@ func (c *config) startOurs(ctx context.Context, work string) (*daemon, error) {
 	return d, nil
 }
 
+// newDaemon prepares a daemon whose errors go to a file in its work directory.
+func newDaemon(work string, argv []string) (*daemon, error) {
+	out, err := os.Create(filepath.Join(work, "log"))
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{cmd: exec.Command(argv[0], argv[1:]...), out: out, done: make(chan error, 1)}
+	d.cmd.Stderr = out
+	return d, nil
+}
+
 // spawn starts a daemon and waits until its socket accepts.
-func (c *config) spawn(argv []string, socket string) (*daemon, error) {
+func (c *config) spawn(work string, argv []string, socket string) (*daemon, error) {
 	if len(argv) == 0 {
 		return nil, errors.New("no daemon's command")
 	}
-	d := &daemon{cmd: exec.Command(argv[0], argv[1:]...), done: make(chan error, 1)}
+	d, err := newDaemon(work, argv)
+	if err != nil {
+		return nil, err
+	}
 	d.cmd.Env = c.env()
-	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
+	d.cmd.Stdout = d.out
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
@@ -113,12 +126,16 @@ func (c *config) path() string {
 
 // log is the end of what the daemon said.
 func (d *daemon) log() string {
-	s := d.out.String()
-	return s[max(0, len(s)-2000):]
+	p, err := os.ReadFile(d.out.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(p[max(0, len(p)-2000):])
 }
 
 // stop ends the daemon and waits for it.
 func (d *daemon) stop() error {
+	defer d.out.Close()
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
@@ -169,8 +186,8 @@ func vmHWM(pid int) (int64, error) {
 	return 0, errors.New("no VmHWM")
 }
 
-// clean unmounts what is below a directory and removes it.
-func clean(dir string) error {
+// unmountBelow unmounts what a daemon left mounted below a directory.
+func unmountBelow(dir string) error {
 	p, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -185,5 +202,5 @@ func clean(dir string) error {
 	for _, at := range slices.Backward(mounts) {
 		err = errors.Join(err, syscall.Unmount(at, syscall.MNT_DETACH))
 	}
-	return errors.Join(err, os.RemoveAll(dir))
+	return err
 }
