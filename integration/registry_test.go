@@ -124,3 +124,13 @@ func isBlob(r *http.Request, d digest.Digest) bool {
 }
 
 func isManifest(r *http.Request) bool { return strings.Contains(r.URL.Path, "/manifests/") }
+
+// total returns how many GETs there were.
+func (h *hub) total() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, g := range h.gets {
+		n += g
+	}
+	return n
+}
