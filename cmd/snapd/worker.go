@@ -19,6 +19,7 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/fetch"
 	"github.com/snapfs/snapfs/layers/objects"
 	"github.com/snapfs/snapfs/layers/registry"
@@ -80,7 +81,10 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		Timeouts:  registry.Timeouts{Connect: time.Duration(c.Registry.ConnectTimeout), Stall: time.Duration(c.Registry.StallTimeout)},
 		UserAgent: "snapfs/" + version, SpoolDir: filepath.Join(c.Root, "tmp"), Log: d.log, Stats: &d.counts,
 	})
-	d.fetcher = fetch.New(fetch.Options{Store: d.store, Log: d.log})
+	d.fetcher = fetch.New(fetch.Options{
+		Store: d.store, Log: d.log,
+		Disputed: func(s layers.Sum) { d.fs.Invalidate(s) }, // d.fs is set before the first layer is added
+	})
 	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log})
 	d.images, err = images.Open(ctx, images.Options{
 		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Mounter: d.w,

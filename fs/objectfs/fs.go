@@ -38,6 +38,7 @@ type Stats struct {
 	Reads, Bytes             atomic.Int64
 	Interrupted, Left, Fails atomic.Int64 // READs answered EINTR, not at all, with another error
 	Panics                   atomic.Int64
+	Invalidated              atomic.Int64 // objects of which the kernel was told to drop its pages
 	Requests                 atomic.Int64 // of every kind
 }
 
@@ -49,9 +50,8 @@ type FS struct {
 
 	objects Objects
 	nodes   *Nodes
+	stale   stale
 	log     *slog.Logger
-	ino     uint64
-	epoch   uint64          // seconds since 1970; the time of everything here
 	base    context.Context // ends when the worker is told to stop; set by Serve
 }
 
@@ -65,6 +65,7 @@ func New(objects Objects, nodes *Nodes, o Options) *FS {
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		objects:       objects,
 		nodes:         nodes,
+		stale:         stale{sums: map[layers.Sum]struct{}{}, wake: make(chan struct{}, 1)},
 		log:           o.Log,
 		base:          context.Background(),
 	}
@@ -76,8 +77,6 @@ func (f *FS) String() string { return "snapfs" }
 // forever is how long the kernel may believe an answer: objects do not change.
 // fs/fuse/dir.c time_to_jiffies clamps it, and takes what overflows for "never expires".
 const forever = time.Duration(math.MaxInt64)
-
-const hexDigits = "0123456789abcdef"
 
 func unhex(c byte) (byte, bool) {
 	switch {

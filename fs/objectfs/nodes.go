@@ -122,6 +122,14 @@ func (n *Nodes) ID(s layers.Sum) (uint64, error) {
 	return n.append(s)
 }
 
+// known returns the node ID of s if it has one already.
+func (n *Nodes) known(s layers.Sum) (id uint64, ok bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	i, ok := n.find(s)
+	return objNode + uint64(i), ok
+}
+
 // Sum returns the object that id stands for.
 func (n *Nodes) Sum(id uint64) (s layers.Sum, ok bool) {
 	n.mu.RLock()

@@ -260,7 +260,7 @@ func TestErrno(t *testing.T) {
 	}
 }
 
-// interruptible reads the object s without read-ahead, so that the request is the reader's own.
+// readDirect reads without the page cache, so that the request is the reader's own.
 func readDirect(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {

@@ -20,7 +20,10 @@ var ErrGone = errors.New("FUSE connection is gone")
 
 // Readers come and go with the number of requests that wait for the network.
 const (
-	idleReaders = 2    // kept waiting for requests
+	// idleReaders are kept waiting for requests. On two processors 1, 2 and 4, and
+	// readers blocked in poll(2) instead of Go's poller, could not be told apart
+	// (BenchmarkSmallFiles: 45 to 60 µs for open, read, close of 5 KB).
+	idleReaders = 2
 	maxReaders  = 1024 // at most; the kernel queues what is beyond
 )
 
@@ -49,6 +52,7 @@ type reader struct {
 	inv    [1][]byte
 	outv   [1][]byte
 	unique uint64 // of the request being served
+	node   uint64 // that it reads; 0 if it is no READ
 }
 
 // Serve answers requests from fd, whose mount sent init, until ctx ends or the
@@ -76,10 +80,15 @@ func Serve(ctx context.Context, fd *os.File, init []byte, resendAll bool, fs *FS
 	for range idleReaders {
 		s.start()
 	}
+	var invalidator sync.WaitGroup
+	enough := make(chan struct{})
+	invalidator.Go(func() { s.invalidate(enough) })
 	select {
 	case <-ctx.Done():
 	case <-s.end:
 	}
+	close(enough)
+	invalidator.Wait() // while there are readers for the READ that it may wait for
 	s.stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,13 +213,19 @@ func (s *server) serve(r *reader, in []byte) {
 	}
 	s.fs.Stats.Requests.Add(1)
 	s.mu.Lock()
-	r.unique = binary.NativeEndian.Uint64(in[8:])
+	r.unique, r.node = binary.NativeEndian.Uint64(in[8:]), 0
+	if binary.NativeEndian.Uint32(in[4:]) == opRead {
+		r.node = binary.NativeEndian.Uint64(in[16:])
+	}
 	s.busy[r] = struct{}{}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		delete(s.busy, r)
 		s.mu.Unlock()
+		if r.node != 0 && !s.fs.stale.empty() {
+			s.fs.stale.poke()
+		}
 	}()
 
 	buf := s.replies.get(replySize(in))

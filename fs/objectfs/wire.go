@@ -19,13 +19,14 @@ import (
 //	reply    = fuse_out_header[16]: len uint32, error int32 (-errno), unique uint64, then bytes
 //	notify   = the same with error = code, unique = 0
 const (
-	inHeader     = int(unsafe.Sizeof(gofuse.InHeader{}))
-	outHeader    = int(unsafe.Sizeof(gofuse.OutHeader{}))
-	opRead       = 15
-	opInit       = 26
-	opInterrupt  = 36
-	notifyResend = 7
-	readSizeOff  = int(unsafe.Offsetof(gofuse.ReadIn{}.Size))
+	inHeader         = int(unsafe.Sizeof(gofuse.InHeader{}))
+	outHeader        = int(unsafe.Sizeof(gofuse.OutHeader{}))
+	opRead           = 15
+	opInit           = 26
+	opInterrupt      = 36
+	notifyResend     = 7
+	notifyInvalInode = 2
+	readSizeOff      = int(unsafe.Offsetof(gofuse.ReadIn{}.Size))
 )
 
 const (
