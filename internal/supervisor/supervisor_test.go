@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/erofs/go-erofs"
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/fs/mounts"
@@ -368,6 +369,48 @@ func TestRequests(t *testing.T) {
 	}
 	if err := unix.Kill(pid, 0); err != nil {
 		t.Errorf("a spawned process ended with the daemon: %v", err)
+	}
+}
+
+// An image is mounted once, taken away once, and outlives the daemon if something is in use.
+func TestImages(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	file := filepath.Join(b.dir, "i.erofs")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := erofs.Create(f)
+	if err := errors.Join(w.CopyFrom(os.DirFS(filepath.Join(b.dir, "source"))), w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var dir string
+	for range 2 {
+		if err := d.call("mount", &dir, "id", file); err != nil || dir != imageDir(b.run, "id") {
+			t.Fatalf("mount: %q, %v", dir, err)
+		}
+	}
+	used := filepath.Join(b.run, "containers", "c")
+	if err := os.Mkdir(used, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.shut()
+	if all, err := mounts.List(dir); len(all) != 1 || err != nil {
+		t.Errorf("after a stop in use: %v, %v, want one mount", all, err)
+	}
+	d = b.start()
+	for range 2 {
+		if err := d.call("unmount", nil, "id"); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	}
+	if err := errors.Join(d.call("mount", nil, "other", file), os.Remove(used)); err != nil {
+		t.Fatal(err)
+	}
+	d.shut()
+	if all, err := mounts.List(b.run); len(all) > 0 || err != nil {
+		t.Errorf("still mounted: %v, %v", all, err)
 	}
 }
 

@@ -119,7 +119,7 @@ func (k *keeper) watch(ctx context.Context, every time.Duration) {
 func Alive(f *os.File) bool {
 	p := []unix.PollFd{{Fd: int32(f.Fd())}}
 	_, err := unix.Poll(p, 0)
-	return err == nil && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) == 0
+	return err == nil && p[0].Fd >= 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) == 0
 }
 
 func (k *keeper) drop() {
