@@ -147,7 +147,7 @@ func (c Config) Validate() error {
 	if root == run || strings.HasPrefix(root+"/", run+"/") || strings.HasPrefix(run+"/", root+"/") {
 		return fmt.Errorf("root = %q and run = %q: neither may hold the other", c.Root, c.Run)
 	}
-	if max := maxSocketPath - len("/containers//sock") - 64; len(c.Run) > max {
+	if max := maxSocketPath - len("/containers//sock") - 16; len(c.Run) > max {
 		return fmt.Errorf("run = %q: longer than the %d bytes that leave room for a socket's name", c.Run, max)
 	}
 	if c.CgroupParent == "" || c.CgroupParent[0] != '/' || strings.Contains(c.CgroupParent+"/", "/../") {

@@ -43,7 +43,7 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"root = '/'":                     "root = ",
 		"root = '/a:b'":                  "root = ",
 		"root = '/a'\nrun = '/a/run'":    "neither may hold",
-		"run = '/" + strings.Repeat("x", 60) + "'":  "run = ",
+		"run = '/" + strings.Repeat("x", 80) + "'":  "run = ",
 		"cgroup_parent = 'x'":                       "cgroup_parent",
 		"cgroup_parent = '/a/../b'":                 "cgroup_parent",
 		"[log]\nlevel = 'loud'":                     "log.level",

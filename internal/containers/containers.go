@@ -4,7 +4,7 @@
 // A container is the directory ROOT/containers/ID (see runtime/monitor for the
 // files in it); there is no other record, so the book is as true after a crash
 // as the directories are. While it has a monitor, the monitor knows better than
-// the book, and clients talk to it at RUN/containers/ID/sock.
+// the book, and clients talk to it at RUN/containers/ID/sock, ID's first digits.
 package containers
 
 import (
@@ -131,8 +131,12 @@ func removeCgroup(path string) error {
 }
 
 func (s *Service) dir(id string) string    { return filepath.Join(s.Root, "containers", id) }
-func (s *Service) runDir(id string) string { return filepath.Join(s.Run, "containers", id) }
+func (s *Service) runDir(id string) string { return filepath.Join(s.Run, "containers", id[:min(len(id), runName)]) }
 func (s *Service) socket(id string) string { return filepath.Join(s.runDir(id), "sock") }
+
+// runName is how many digits of an ID name its directory in RUN: all 64 would
+// leave little of the 107 bytes that a socket's path may have (unix(7)).
+const runName = 16
 
 // erase removes a container's directories.
 func (s *Service) erase(id string) error {
@@ -161,6 +165,11 @@ func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
 	defer s.mu.Unlock()
 	if c := s.known[a.ID]; c != nil {
 		return c, nil
+	}
+	for id := range s.known {
+		if id[:runName] == a.ID[:runName] {
+			return nil, &control.Error{Code: control.CodeExists, Message: "container ID " + a.ID[:runName] + "… is in use"}
+		}
 	}
 	if a.Name == "" {
 		a.Name = randomName(func(n string) bool { return s.names[n] != "" })

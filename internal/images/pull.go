@@ -172,8 +172,8 @@ func (s *Service) open1(ctx context.Context, img *registry.Image, row *layerRow,
 		row.Format = format
 		progress(control.Progress{ID: id, Action: "indexing", Size: row.Desc.Size, Done: true})
 		return ix, nil
-	case !errors.Is(err, layers.ErrNoTOC):
-		return nil, err
+	case !errors.Is(err, layers.ErrNoTOC) && !errors.Is(err, registry.ErrNoRange):
+		return nil, err // a TOC that lies is no reason to trust the rest
 	}
 	row.Format, row.Why, row.Complete = lazy.Tar, err.Error(), true
 	return s.unpack(ctx, img, row, progress)
