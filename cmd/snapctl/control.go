@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
+)
+
+func stop(ctx context.Context, env *Env, args []string) error {
+	a := monitor.StopArgs{Timeout: 10}
+	f := &flagSet{
+		usage:   "stop [OPTIONS] CONTAINER...",
+		about:   "End containers: each gets its stop signal, and SIGKILL if it is still there later.",
+		example: "snapctl stop -t 30 db",
+	}
+	f.text(&a.Signal, "s,signal", "SIGNAL", "signal to send instead of the container's own")
+	f.number(&a.Timeout, "t,timeout,time", "SECONDS", "time until SIGKILL; -1 is for ever (default 10)")
+	rest, err := f.parse(env, args, 1, -1)
+	if err != nil {
+		return err
+	}
+	return env.together(rest, func(name string) error {
+		err := env.monitorCall(ctx, name, monitor.OpStop, a)
+		if e, ok := errors.AsType[*control.Error](err); ok && e.Code == monitor.CodeNotRunning {
+			err = nil // that is what was wanted
+		}
+		return err
+	})
+}
+
+func kill(ctx context.Context, env *Env, args []string) error {
+	var a monitor.KillArgs
+	f := &flagSet{
+		usage:   "kill [OPTIONS] CONTAINER...",
+		about:   "Send the first process of containers a signal.",
+		example: "snapctl kill -s HUP web",
+	}
+	f.text(&a.Signal, "s,signal", "SIGNAL", "name or number (default KILL)")
+	rest, err := f.parse(env, args, 1, -1)
+	if err != nil {
+		return err
+	}
+	return env.together(rest, func(name string) error { return env.monitorCall(ctx, name, monitor.OpKill, a) })
+}
+
+func pause(ctx context.Context, env *Env, args []string) error {
+	return env.simple(ctx, args, monitor.OpPause, "pause", "Freeze containers: none of their processes runs until unpause.")
+}
+
+func unpause(ctx context.Context, env *Env, args []string) error {
+	return env.simple(ctx, args, monitor.OpUnpause, "unpause", "Let frozen containers go on.")
+}
+
+func (env *Env) simple(ctx context.Context, args []string, op, name, about string) error {
+	f := &flagSet{usage: name + " CONTAINER...", about: about, example: "snapctl " + name + " web"}
+	rest, err := f.parse(env, args, 1, -1)
+	if err != nil {
+		return err
+	}
+	return env.together(rest, func(name string) error { return env.monitorCall(ctx, name, op, nil) })
+}
+
+// monitorCall makes a request of the monitor of a container.
+func (env *Env) monitorCall(ctx context.Context, name, op string, args any) error {
+	var c control.Container
+	if err := env.call(ctx, control.OpResolve, control.ContainerArgs{ID: name}, &c); err != nil {
+		return err
+	}
+	notRunning := &control.Error{Code: monitor.CodeNotRunning, Message: fmt.Sprintf("container %s is not running", c.Name)}
+	if c.Socket == "" {
+		return notRunning
+	}
+	err := monitor.Call(ctx, c.Socket, op, args, nil)
+	if monitor.Gone(err) {
+		return notRunning
+	}
+	return err
+}
+
+// together does something to all containers at once and prints their names as given.
+func (env *Env) together(names []string, do func(string) error) error {
+	errs := make([]error, len(names))
+	var all sync.WaitGroup
+	for i, name := range names {
+		all.Go(func() { errs[i] = do(name) })
+	}
+	all.Wait()
+	i := -1
+	return env.each(names, func(name string) error {
+		if i++; errs[i] != nil {
+			return errs[i]
+		}
+		_, err := fmt.Fprintln(env.Stdout, name)
+		return err
+	})
+}
+
+func wait(ctx context.Context, env *Env, args []string) error {
+	f := &flagSet{
+		usage:   "wait CONTAINER...",
+		about:   "Wait for containers to end, and print their exit statuses, one a line.",
+		example: "snapctl wait job",
+	}
+	rest, err := f.parse(env, args, 1, -1)
+	if err != nil {
+		return err
+	}
+	return env.each(rest, func(name string) error {
+		code, err := env.waitOne(ctx, name)
+		if err == nil {
+			_, err = fmt.Fprintln(env.Stdout, code)
+		}
+		return err
+	})
+}
+
+func (env *Env) waitOne(ctx context.Context, name string) (int, error) {
+	var c control.Container
+	if err := env.call(ctx, control.OpResolve, control.ContainerArgs{ID: name}, &c); err != nil {
+		return 0, err
+	}
+	if c.Socket != "" && c.Status != monitor.StatusExited && c.Status != monitor.StatusDead {
+		var exit monitor.Exit
+		err := monitor.Call(ctx, c.Socket, monitor.OpWait, nil, &exit)
+		if !monitor.Gone(err) {
+			return exit.Code, err
+		}
+		if err := env.call(ctx, control.OpResolve, control.ContainerArgs{ID: c.ID}, &c); err != nil {
+			return 0, err
+		}
+	}
+	if c.Status == monitor.StatusCreated {
+		return 0, fmt.Errorf("container %s was never started", c.Name)
+	}
+	return c.ExitCode, nil
+}
+
+func rm(ctx context.Context, env *Env, args []string) error {
+	var force bool
+	f := &flagSet{
+		usage:   "rm [OPTIONS] CONTAINER...",
+		about:   "Remove containers, with all that they have written.",
+		example: "snapctl rm -f web",
+	}
+	f.flag(&force, "f,force", "kill running ones")
+	rest, err := f.parse(env, args, 1, -1)
+	if err != nil {
+		return err
+	}
+	return env.together(rest, func(name string) error {
+		err := env.call(ctx, control.OpRm, control.RemoveContainerArgs{ID: name, Force: force}, nil)
+		if e, ok := errors.AsType[*control.Error](err); ok && force && e.Code == control.CodeNotFound {
+			fmt.Fprintf(env.Stderr, "snapctl: %v\n", err)
+			err = nil
+		}
+		return err
+	})
+}
+
+func top(ctx context.Context, env *Env, args []string) error {
+	f := &flagSet{usage: "top CONTAINER", about: "List the processes of a container, with their process IDs on this machine.", example: "snapctl top web"}
+	rest, err := f.parse(env, args, 1, 1)
+	if err != nil {
+		return err
+	}
+	c, err := env.running(ctx, rest[0])
+	if err != nil {
+		return err
+	}
+	var list []monitor.Proc
+	if err := monitor.Call(ctx, c.Socket, monitor.OpTop, nil, &list); err != nil {
+		return err
+	}
+	t := newTable("UID", "PID", "PPID", "STATE", "CPU", "COMMAND")
+	for _, p := range list {
+		// The kernel reports times in units of 1/100 s on every architecture (USER_HZ).
+		t.row(fmt.Sprint(p.UID), fmt.Sprint(p.Pid), fmt.Sprint(p.PPid), p.State, fmt.Sprintf("%.2fs", float64(p.Ticks)/100), strings.Join(p.Args, " "))
+	}
+	return env.table(t, list)
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+// createFlags registers the options that make a container. The arguments that
+// remain are IMAGE [COMMAND] [ARG...], for created.
+func createFlags(f *flagSet, a *control.CreateArgs) {
+	f.stop = true
+	a.Network, a.Pull = "none", "missing"
+	f.list(&a.CapAdd, "cap-add", "NAME", "add a capability (ALL for all)")
+	f.list(&a.CapDrop, "cap-drop", "NAME", "drop a capability (ALL for all)")
+	f.add("cpus", "N", "limit to N CPUs, such as 1.5", func(s string) (err error) { a.NanoCPUs, err = parseCPUs(s); return err })
+	f.add("entrypoint", "PROGRAM", "run PROGRAM instead of the image's entrypoint (\"\" for none)", func(s string) error { a.Entrypoint = []string{s}; return nil })
+	f.add("e,env", "NAME[=VALUE]", "set a variable, or pass this one on", func(s string) error {
+		kv, ok, err := parseEnv(s, os.LookupEnv)
+		if ok {
+			a.Env = append(a.Env, kv)
+		}
+		return err
+	})
+	f.add("env-file", "FILE", "set the variables in FILE", func(s string) error {
+		env, err := readEnvFile(s)
+		a.Env = append(env, a.Env...) // -e wins, wherever it stands
+		return err
+	})
+	f.text(&a.Hostname, "h,hostname", "NAME", "the container's host name (default its short ID)")
+	f.flag(&a.Init, "init", "run a tiny first process that reaps zombies and forwards signals")
+	f.flag(&a.OpenStdin, "i,interactive", "keep standard input open")
+	f.add("l,label", "NAME[=VALUE]", "attach a label", func(s string) error {
+		if a.Labels == nil {
+			a.Labels = map[string]string{}
+		}
+		name, value, _ := strings.Cut(s, "=")
+		a.Labels[name] = value
+		return nil
+	})
+	f.add("m,memory", "SIZE", "limit memory, such as 512m", func(s string) (err error) { a.Memory, err = parseBytes(s); return err })
+	f.add("mount", "SPEC", "mount type=bind,source=DIR,target=DIR[,readonly] or type=tmpfs,target=DIR[,tmpfs-size=SIZE]", func(s string) error {
+		m, err := parseMount(s)
+		a.Mounts = append(a.Mounts, m)
+		return err
+	})
+	f.text(&a.Name, "name", "NAME", "name the container (default made up)")
+	f.add("network,net", "NETWORK", "network: host, or none (default)", func(s string) error { a.Network = s; return network(s) })
+	f.add("pids-limit", "N", "limit the number of processes (-1 for no limit)", func(s string) error {
+		var n int
+		_, err := fmt.Sscanf(s+"\n", "%d\n", &n)
+		if err != nil || n < -1 {
+			return fmt.Errorf("%q: want a number", s)
+		}
+		a.PidsLimit = int64(max(n, 0))
+		return nil
+	})
+	f.text(&a.Platform, "platform", "OS/ARCH", "choose this platform of the image")
+	f.add("pull", "POLICY", "ask the registry for the image: always, missing (default) or never", func(s string) error {
+		a.Pull = s
+		if !slices.Contains([]string{"always", "missing", "never"}, s) {
+			return fmt.Errorf("%q: want always, missing or never", s)
+		}
+		return nil
+	})
+	f.flag(&a.ReadOnly, "read-only", "make the root file system read-only")
+	f.flag(&a.Remove, "rm", "remove the container when it ends")
+	f.add("security-opt", "OPT", "seccomp=unconfined|FILE or no-new-privileges", func(s string) error {
+		opt, err := securityOpt(s)
+		a.SecurityOpt = append(a.SecurityOpt, opt)
+		return err
+	})
+	f.text(&a.StopSignal, "stop-signal", "SIGNAL", "signal that asks the container to end")
+	f.list(&a.Tmpfs, "tmpfs", "DIR[:OPTIONS]", "mount a tmpfs")
+	f.flag(&a.TTY, "t,tty", "give the container a terminal")
+	f.add("ulimit", "NAME=SOFT[:HARD]", "set a resource limit", func(s string) error {
+		u, err := parseUlimit(s)
+		a.Ulimits = append(a.Ulimits, u)
+		return err
+	})
+	f.text(&a.User, "u,user", "USER[:GROUP]", "run as this user, by name or number")
+	f.add("v,volume", "SOURCE:TARGET[:ro]", "show a directory of this machine in the container", func(s string) error {
+		m, err := parseVolume(s)
+		a.Mounts = append(a.Mounts, m)
+		return err
+	})
+	f.text(&a.Workdir, "w,workdir", "DIR", "start in DIR")
+}
+
+func network(s string) error {
+	switch s {
+	case "host", "none":
+		return nil
+	case "bridge", "default":
+		return fmt.Errorf("%q: bridge networks come later; use host or none", s)
+	}
+	return fmt.Errorf("%q: unknown network; use host or none", s)
+}
+
+// created completes a with the arguments that the options left.
+func created(env *Env, a *control.CreateArgs, rest []string) error {
+	a.Image, a.Args = rest[0], rest[1:]
+	var err error
+	if a.ID, err = randomID(); err != nil {
+		return err
+	}
+	if a.TTY && terminal(env.Stdout) {
+		if w, h, err := term.GetSize(int(env.Stdout.Fd())); err == nil {
+			a.Height, a.Width = uint16(h), uint16(w)
+		}
+	}
+	return nil
+}
+
+// randomID returns 64 hex digits. The kernel is asked directly: package
+// crypto/rand brings 0.3 ms of self-tests along.
+func randomID() (string, error) {
+	b := make([]byte, 32)
+	if _, err := unix.Getrandom(b, 0); err != nil {
+		return "", os.NewSyscallError("getrandom", err)
+	}
+	return hex.EncodeToString(b), nil
+}
+
+// shortID is an ID as tables show it.
+func shortID(id string) string {
+	_, digits, ok := strings.Cut(id, ":")
+	if !ok {
+		digits = id
+	}
+	return digits[:min(12, len(digits))]
+}
