@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -225,7 +226,7 @@ func inspect(ctx context.Context, env *Env, args []string) error {
 	if err != nil {
 		return err
 	}
-	found := []any{}
+	found := []json.RawMessage{}
 	failed := env.each(rest, func(name string) error {
 		v, err := env.inspectOne(ctx, kind, name)
 		if err == nil {
@@ -241,8 +242,8 @@ func inspect(ctx context.Context, env *Env, args []string) error {
 	return failed
 }
 
-func (env *Env) inspectOne(ctx context.Context, kind, name string) (any, error) {
-	var v any
+func (env *Env) inspectOne(ctx context.Context, kind, name string) (json.RawMessage, error) {
+	var v json.RawMessage
 	if kind != "image" {
 		err := env.call(ctx, control.OpCInsp, control.ContainerArgs{ID: name}, &v)
 		if e, ok := errors.AsType[*control.Error](err); err == nil || kind != "" || !ok || e.Code != control.CodeNotFound {

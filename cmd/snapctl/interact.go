@@ -74,7 +74,7 @@ func (s *session) run(ctx context.Context, env *Env) (monitor.Exit, error) {
 	case killed.Load() != 0:
 		return exit, &exitError{status: 128 + int(killed.Load())}
 	case errors.Is(err, unix.EPIPE):
-		return exit, &exitError{status: 128 + int(unix.SIGPIPE)}
+		return exit, &exitError{128 + int(unix.SIGPIPE), &silent{err}}
 	}
 	return exit, err
 }

@@ -52,7 +52,7 @@ func (env *Env) report(err error, failure int) int {
 		return 0
 	case ok:
 		status = e.status
-		if e.err != nil {
+		if _, quiet := errors.AsType[*silent](err); e.err != nil && !quiet {
 			text = e.err.Error()
 		}
 	default:
@@ -81,6 +81,11 @@ func (e *exitError) Error() string {
 }
 
 func (e *exitError) Unwrap() error { return e.err }
+
+// A silent error is one that the user need not be told.
+type silent struct{ error }
+
+func (s *silent) Unwrap() error { return s.error }
 
 // A usageError is the user's: something on the command line cannot be meant.
 type usageError struct{ text string }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
@@ -63,7 +65,23 @@ func run(ctx context.Context, env *Env, args []string) error {
 	s.begin = func(ctx context.Context, streams monitor.IO, z monitor.Size) (*monitor.Attached, error) {
 		return monitor.Attach(ctx, c.Socket, monitor.AttachArgs{Start: true, CloseStdin: true, Size: z}, streams)
 	}
-	return env.finish(ctx, c.ID, &s)
+	err = env.finish(ctx, c.ID, &s)
+	if errors.Is(err, unix.EPIPE) && a.Remove {
+		err = errors.Join(err, env.abandon(c.Socket))
+	}
+	return err
+}
+
+// abandon asks for the end of a container that was to be gone by now, without
+// waiting for it: whoever read its output does not want any more, as in
+// "snapctl run --rm IMAGE yes | head". One that is kept goes on, as with docker.
+func (env *Env) abandon(socket string) error {
+	c, err := control.Dial(context.Background(), socket)
+	if err != nil {
+		return nil // it has ended
+	}
+	defer c.Close()
+	return c.Begin(monitor.OpStop, monitor.StopArgs{Signal: "KILL"})
 }
 
 var errNoTerminal = errors.New("the input device is not a TTY")

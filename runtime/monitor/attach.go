@@ -16,7 +16,7 @@ type session struct {
 	r     *control.Request
 	stdin *os.File
 	sinks map[*sink]*output
-	ended context.Context // the client has gone
+	ended context.Context // of the connection: the client has hung up
 	tasks sync.WaitGroup
 	stop  func()
 }
@@ -28,7 +28,7 @@ func open(ctx context.Context, r *control.Request, want Streams, out, errs *outp
 		return nil, &control.Error{Code: control.CodeInvalid, Message: r.Op + ": descriptors do not match the streams asked for"}
 	}
 	s := &session{r: r, sinks: map[*sink]*output{}}
-	s.ended, s.stop = context.WithCancel(ctx)
+	s.ended, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	files := r.Files
 	r.Files = nil
 	take := func(on bool) (f *os.File) {
@@ -77,13 +77,17 @@ func (s *session) sink(f *os.File, o *output, name string) error {
 	return nil
 }
 
-// listen handles the client's further frames until it hangs up.
+// listen handles the client's further frames until it hangs up. When the
+// server ends, which it does with the container, nobody has hung up.
 func (s *session) listen(resize func(Size), signal func(unix.Signal)) {
-	defer s.stop()
 	for {
 		var in Input
 		files, err := s.r.Conn.Recv(&in)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
 		if err != nil {
+			s.stop()
 			return
 		}
 		for _, f := range files {
@@ -147,7 +151,7 @@ func (m *Monitor) handleAttach(ctx context.Context, r *control.Request) error {
 		s.tasks.Go(func() { in.copyFrom(s.stdin, a.CloseStdin) })
 	}
 	if err := m.wait(s.ended); err != nil {
-		return nil // the client has gone
+		return err // the client has gone
 	}
 	s.release()
 	return r.Reply(m.exit())

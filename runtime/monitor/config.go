@@ -19,7 +19,8 @@ const (
 	ConfigFile = "config.json"
 	StateFile  = "state.json"
 	LogFile    = "log.json"
-	lockFile   = "lock"
+	lockFile   = "lock" // held by a monitor as long as it answers
+	busyFile   = "busy" // held by a monitor as long as it has anything of the container
 )
 
 // Config is what a container is. The daemon writes it once, before the first monitor.
@@ -115,6 +116,14 @@ func writeJSON(dir, name string, v any, sync bool) (err error) {
 		return err
 	}
 	return syncDir(dir)
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func syncDir(dir string) error {

@@ -163,7 +163,7 @@ func (e *execution) attend(s *session) error {
 	if err != nil && s.ended.Err() != nil {
 		s.release()
 		e.closeInput()
-		return nil // the client has gone
+		return err // the client has gone
 	}
 	e.pumps.Wait()
 	e.closeInput()

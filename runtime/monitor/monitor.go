@@ -15,7 +15,8 @@
 // shell after the container has ended.
 //
 // Invariants:
-//   - One monitor per container directory: it holds a lock on DIR/lock.
+//   - One monitor per container directory: it holds a lock on DIR/lock until the
+//     container's end is recorded, and one on DIR/busy until nothing of it is left.
 //   - The exit status is in DIR/state.json, or DIR is gone (Config.Remove),
 //     before any client is told.
 //   - The container's life does not depend on any client's.
@@ -60,6 +61,9 @@ type Monitor struct {
 	runner Runner
 	log    *slog.Logger
 
+	alive *os.File // the lock that says so
+	leave sync.Once
+
 	out, err   *output // stdout and stderr; err is nil with a terminal
 	json       *logWriter
 	watching   sync.WaitGroup // watch
@@ -85,18 +89,21 @@ func Run(ctx context.Context, dir string, o Options) error {
 		return err
 	}
 	defer m.json.Close()
-	lock, err := lockDir(dir)
+	if m.alive, err = lock(filepath.Join(dir, lockFile)); err != nil {
+		return err
+	}
+	defer m.goodbye()
+	busy, err := lock(filepath.Join(dir, busyFile)) // waits for an earlier monitor to clean up
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer busy.Close()
 	l := o.Listener
 	if l == nil {
 		if l, err = listen(m.cfg.Socket); err != nil {
 			return err
 		}
 	}
-	defer os.Remove(m.cfg.Socket)
 	defer l.Close()
 	if err := m.begin(); err != nil {
 		return err
@@ -154,7 +161,6 @@ func (m *Monitor) serve(ctx context.Context, l *net.UnixListener) error {
 		case <-m.done:
 		case <-ctx.Done():
 		}
-		os.Remove(m.cfg.Socket) // whoever comes now finds the state where it is recorded
 		cancel()
 	})
 	if err := m.runner.Prepare(m.cfg); err != nil {
@@ -184,12 +190,19 @@ func (m *Monitor) cleanUp() error {
 	case s.Status == StatusExited && m.cfg.Remove:
 		errs = append(errs, os.RemoveAll(dir))
 	case s.Status == StatusExited:
-		errs = append(errs, s.save(dir, true))
-	}
-	if s.Status == StatusExited {
-		os.Remove(filepath.Dir(m.cfg.Socket)) // only if empty
+		errs = append(errs, syncFile(filepath.Join(dir, StateFile)), syncDir(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// goodbye says that the container has no monitor any more. Whoever comes now
+// finds the state where it is recorded, and may start another monitor.
+func (m *Monitor) goodbye() {
+	m.leave.Do(func() {
+		os.Remove(m.cfg.Socket)
+		os.Remove(filepath.Dir(m.cfg.Socket)) // only if empty
+		m.alive.Close()
+	})
 }
 
 // IgnoreSignals makes the process deaf to the signals that ask a service to end.

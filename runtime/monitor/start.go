@@ -143,6 +143,7 @@ func (m *Monitor) finish(s State) {
 		m.dir = dir
 	}
 	m.mu.Unlock()
+	m.goodbye()
 	close(m.done)
 }
 

@@ -65,10 +65,9 @@ func decodeState(b []byte) State {
 
 func (s State) save(dir string, sync bool) error { return writeJSON(dir, StateFile, s, sync) }
 
-// lockDir takes the lock that a monitor holds for life. It waits for an earlier
-// monitor of the same container, which may still be cleaning up.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+// lock takes the lock on the file at path, and waits for it.
+func lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
