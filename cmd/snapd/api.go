@@ -17,6 +17,8 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
@@ -128,6 +130,13 @@ func code(err error) string {
 	case errors.Is(err, fs.ErrExist):
 		return control.CodeExists
 	case errors.Is(err, fs.ErrInvalid), errors.Is(err, images.ErrAmbiguous):
+		return control.CodeInvalid
+	case errors.Is(err, registry.ErrUnavailable):
+		return control.CodeUnavailable
+	case errors.Is(err, errors.ErrUnsupported):
+		return control.CodeUnsupported
+	}
+	if _, ok := errors.AsType[*layers.DigestError](err); ok {
 		return control.CodeInvalid
 	}
 	return ""

@@ -139,9 +139,6 @@ func (c Config) Validate() error {
 		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
 			return fmt.Errorf("%s = %q: want an absolute path of a directory that is snapd's alone", key, p)
 		}
-		if strings.ContainsAny(p, ":,\\\n") {
-			return fmt.Errorf("%s = %q: a path with any of : , \\ cannot be given to the kernel as a layer", key, p)
-		}
 	}
 	root, run := filepath.Clean(c.Root), filepath.Clean(c.Run)
 	if root == run || strings.HasPrefix(root+"/", run+"/") || strings.HasPrefix(run+"/", root+"/") {
@@ -151,7 +148,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("run = %q: longer than the %d bytes that leave room for a socket's name", c.Run, max)
 	}
 	if c.CgroupParent == "" || c.CgroupParent[0] != '/' || strings.Contains(c.CgroupParent+"/", "/../") {
-		return fmt.Errorf("cgroup_parent = %q: want an absolute cgroup path without ..", c.CgroupParent)
+		return fmt.Errorf("cgroup_parent = %q: want an absolute cgroup path that does not lead upwards", c.CgroupParent)
 	}
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(c.Log.Level)); err != nil {

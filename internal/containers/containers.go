@@ -130,8 +130,10 @@ func removeCgroup(path string) error {
 	return errors.Join(g.Kill(), g.Remove(ctx))
 }
 
-func (s *Service) dir(id string) string    { return filepath.Join(s.Root, "containers", id) }
-func (s *Service) runDir(id string) string { return filepath.Join(s.Run, "containers", id[:min(len(id), runName)]) }
+func (s *Service) dir(id string) string { return filepath.Join(s.Root, "containers", id) }
+func (s *Service) runDir(id string) string {
+	return filepath.Join(s.Run, "containers", id[:min(len(id), runName)])
+}
 func (s *Service) socket(id string) string { return filepath.Join(s.runDir(id), "sock") }
 
 // runName is how many digits of an ID name its directory in RUN: all 64 would
