@@ -59,3 +59,20 @@ func without(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) []specs
 	}
 	return out
 }
+
+// BenchmarkExec starts a further process in a container that runs.
+func BenchmarkExec(b *testing.B) {
+	c := begin(b, newSpec(b, newRoot(b), "sleep"), options(b))
+	proc := &specs.Process{Args: []string{"/inside", "exit", "0"}, Cwd: "/", Env: []string{"HOME=/"}}
+	for b.Loop() {
+		p, err := c.Exec(b.Context(), proc, Files{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if _, err := p.Wait(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}

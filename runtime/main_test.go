@@ -37,6 +37,12 @@ func TestMain(m *testing.M) {
 	if out, err := inside(); err == nil {
 		os.RemoveAll(filepath.Dir(out))
 	}
+	for _, at := range []string{"/sys/fs/cgroup/*/snapfs-test", "/sys/fs/cgroup/snapfs-test"} {
+		list, _ := filepath.Glob(at)
+		for _, dir := range list {
+			_ = os.Remove(dir) // a parallel run of other tests may still use it
+		}
+	}
 	os.Exit(code)
 }
 

@@ -1,6 +1,7 @@
 package cgroups
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -137,8 +138,17 @@ func need(t *testing.T, r *specs.LinuxResources) *Group {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := g.Remove(t.Context()); err != nil && t.Context().Err() == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		var parents []string
+		for _, d := range g.dirs {
+			parents = append(parents, filepath.Dir(d.path))
+		}
+		if err := g.Remove(ctx); err != nil {
 			t.Error(err)
+		}
+		for _, p := range parents {
+			_ = os.Remove(p) // as long as nobody else is in it
 		}
 	})
 	return g
