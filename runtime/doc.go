@@ -36,6 +36,8 @@
 //     nobody is yet. Exec, which joins others, forks without, and this process is not dumpable.
 //   - No process is ever moved between cgroups; see package cgroups.
 //
+// It needs Linux 5.12, for mount_setattr; what newer kernels do better is tried first.
+//
 // What is not there yet has its place: hooks and the halves of create and start
 // are a read in the program; user namespaces, id-mapped mounts and labels are
 // steps of stages 1 and 3. NewPlan refuses them by name until then.
