@@ -84,9 +84,11 @@ type Service struct {
 	background sync.WaitGroup
 	unpacking  chan struct{} // has room for as many layers as are unpacked at once
 
-	// live is held for reading from the first look at what is known until the
-	// image is recorded, and for writing while unneeded things are removed.
+	// live is held for writing while unneeded things are removed, and for reading
+	// while something is made that they may not lack. Nobody waits for the
+	// network with it: what a pull needs is pinned.
 	live sync.RWMutex
+	pins pins
 
 	mu   sync.Mutex
 	open map[string]*indexfile.File // of lazily readable layers, by key

@@ -62,7 +62,10 @@ func (s *Service) wait(ctx context.Context, a control.PullArgs, k *Known, progre
 	if !a.Wait {
 		return nil
 	}
-	return s.CompleteNow(ctx, k, progress)
+	if err := s.CompleteNow(ctx, k, progress); err != nil {
+		return fmt.Errorf("%s: %w", familiar(k.Ref), err)
+	}
+	return nil
 }
 
 // platformFits tells whether a known image is of the platform that was asked for.
@@ -82,32 +85,45 @@ func (s *Service) usable(m *manifestRow) bool {
 }
 
 func (s *Service) pull(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*manifestRow, error) {
-	s.live.RLock()
-	defer s.live.RUnlock()
 	progress(control.Progress{Action: "resolving"})
 	img, err := s.Registry.Resolve(ctx, ref, platform)
 	if err != nil {
 		return nil, err
 	}
 	progress(control.Progress{Action: "resolving", Done: true})
+	release := s.pin(img)
+	row, err := s.bringIn(ctx, img, progress)
+	release()
+	if err != nil { // nothing is left of it; what others bring in is pinned
+		if cerr := s.Collect(s.base); cerr != nil {
+			s.Log.Error("release what a failed pull has left", "ref", ref, "err", cerr)
+		}
+		return nil, fmt.Errorf("%s: %w", ref.Familiar(), err)
+	}
+	return row, nil
+}
+
+// bringIn makes everything of an image and records it.
+func (s *Service) bringIn(ctx context.Context, img *registry.Image, progress func(control.Progress)) (*manifestRow, error) {
 	row := &manifestRow{
-		Desc: img.Desc, Source: ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
+		Desc: img.Desc, Source: img.Ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
 		Layers: make([]string, len(img.Manifest.Layers)), Platform: img.Platform(),
 	}
 	fresh := make([]*layers.Index, len(row.Layers))
-	if err := s.ingestAll(ctx, img, row, fresh, progress); err != nil {
+	err := s.ingestAll(ctx, img, row, fresh, progress)
+	if err != nil {
 		return nil, err
 	}
+	defer s.pinNames(treeID(row.Layers))()
 	if row.Tree, err = s.tree(ctx, row.Layers, fresh, progress); err != nil {
 		return nil, err
 	}
-	err = s.db.Update(func(tx *bolt.Tx) error {
+	return row, s.db.Update(func(tx *bolt.Tx) error {
 		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil {
 			return err
 		}
-		return put(tx, "names", ref.String(), nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
+		return put(tx, "names", row.Source, nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
 	})
-	return row, err
 }
 
 // ingestAll gives every layer an index, all at once: lazily readable ones cost
@@ -139,6 +155,9 @@ func (s *Service) ingest(ctx context.Context, img *registry.Image, desc ocispec.
 	}
 	var made *layers.Index
 	_, err := s.ingests.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*layerRow, error) {
+		if s.knownLayer(key) { // since we looked
+			return nil, nil
+		}
 		row := &layerRow{Desc: desc, DiffID: diffID, Source: img.Ref.String()}
 		ix, err := s.open1(ctx, img, row, p)
 		if err != nil {

@@ -138,7 +138,7 @@ func (s *Service) Collect(ctx context.Context) error {
 	return err
 }
 
-// needed returns the layers and trees that images, containers and mounts hold.
+// needed returns the layers and trees that images and pulls under way hold.
 // A stopped container whose image was removed by force holds its tree no more.
 func (s *Service) needed() (layerKeys, trees map[string]bool, err error) {
 	layerKeys, trees = map[string]bool{}, map[string]bool{}
@@ -151,6 +151,8 @@ func (s *Service) needed() (layerKeys, trees map[string]bool, err error) {
 			return nil
 		})
 	})
+	s.pins.all(layerKeys)
+	s.pins.all(trees)
 	return layerKeys, trees, err
 }
 
