@@ -140,6 +140,9 @@ func (j *job) verdict() error {
 	if bad == nil {
 		bad = j.contentErr
 	}
+	if bad == io.ErrUnexpectedEOF {
+		bad = fmt.Errorf("%w: %w", bad, layers.ErrBadLayer)
+	}
 	if err := mismatch(j.desc.Digest, j.blobHash, "blob"); err != nil {
 		if j.size < j.desc.Size {
 			return fmt.Errorf("%d of %d bytes: %w: %w", j.size, j.desc.Size, io.ErrUnexpectedEOF, err)

@@ -52,7 +52,7 @@ func (u *unpacker) all() error {
 
 // at says behind which entry an error came, if it is about the archive.
 func (u *unpacker) at(err error) error {
-	if err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.ErrUnexpectedEOF) { // the store's errors are others
 		err = fmt.Errorf("tar: %w: %w", err, layers.ErrBadLayer)
 	}
 	if !isContent(err) || len(u.entries) == 0 {
