@@ -80,17 +80,23 @@ func (im *image) size() (n int64) {
 
 func (im *image) layer(i int) digest.Digest { return im.manifest.Layers[i].Digest }
 
-// documents returns the manifests, by tag or digest.
-func (im *image) documents() map[string][]byte {
-	if im.index == nil {
-		return map[string][]byte{"latest": im.raw}
-	}
-	return map[string][]byte{"latest": im.index, digest.FromBytes(im.raw).String(): im.raw}
+// A document is a manifest or an index, under its tag or digest.
+type document struct {
+	tag string
+	raw []byte
 }
 
-func mediaType(document []byte) string {
+// documents returns what makes up the image, in the order it is pushed.
+func (im *image) documents() []document {
+	if im.index == nil {
+		return []document{{"latest", im.raw}}
+	}
+	return []document{{digest.FromBytes(im.raw).String(), im.raw}, {"latest", im.index}}
+}
+
+func mediaType(doc []byte) string {
 	var d struct{ MediaType string }
-	json.Unmarshal(document, &d)
+	json.Unmarshal(doc, &d)
 	return d.MediaType
 }
 

@@ -20,9 +20,9 @@ type hub struct {
 	store http.Handler
 
 	mu    sync.Mutex
-	fault fault
-	gets  map[string]int // GETs by the last part of the path: a tag or digest
-	bytes int64          // of blobs sent
+	fault map[string]fault // by the name of the image
+	gets  map[string]int   // GETs by the last part of the path: a tag or digest
+	bytes int64            // of blobs sent
 }
 
 // A fault may answer a request instead of the registry: then it returns true.
@@ -30,7 +30,7 @@ type hub struct {
 type fault func(w http.ResponseWriter, r *http.Request, good func() *httptest.ResponseRecorder) bool
 
 func newHub(t *testing.T) *hub {
-	h := &hub{store: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gets: map[string]int{}}
+	h := &hub{store: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gets: map[string]int{}, fault: map[string]fault{}}
 	h.Server = httptest.NewServer(h)
 	t.Cleanup(h.Close)
 	return h
@@ -38,7 +38,10 @@ func newHub(t *testing.T) *hub {
 
 func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mu.Lock()
-	f := h.fault
+	var f fault
+	if parts := strings.Split(r.URL.Path, "/"); len(parts) > 3 {
+		f = h.fault[parts[3]]
+	}
 	if r.Method == http.MethodGet {
 		h.gets[r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]]++
 	}
@@ -86,12 +89,14 @@ func (h *hub) got(what string) int {
 	return h.gets[what]
 }
 
-// misbehave makes f answer from now on; nil ends it.
-func (h *hub) misbehave(f fault) {
+// misbehave makes f answer for the image name from now on; nil ends it.
+func (h *hub) misbehave(name string, f fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.fault = f
+	h.fault[name] = f
 }
+
+func (h *hub) ref(name string) string { return h.host() + "/test/" + name + ":latest" }
 
 func (h *hub) host() string { return strings.TrimPrefix(h.URL, "http://") }
 
@@ -101,10 +106,10 @@ func (h *hub) put(t testing.TB, name string, im *image) string {
 	for d, b := range im.blobs {
 		h.request(t, http.MethodPost, "/v2/test/"+name+"/blobs/uploads/?digest="+d.String(), "application/octet-stream", b)
 	}
-	for tag, b := range im.documents() {
-		h.request(t, http.MethodPut, "/v2/test/"+name+"/manifests/"+tag, mediaType(b), b)
+	for _, d := range im.documents() {
+		h.request(t, http.MethodPut, "/v2/test/"+name+"/manifests/"+d.tag, mediaType(d.raw), d.raw)
 	}
-	return h.host() + "/test/" + name + ":latest"
+	return h.ref(name)
 }
 
 func (h *hub) request(t testing.TB, method, path, mediaType string, body []byte) {
