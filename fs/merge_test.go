@@ -89,6 +89,8 @@ func TestMerge(t *testing.T) {
 		{"parent over file", "a", "a/x", "a/ a/x"},
 		{"parent over symbolic link of a lower layer", "a>b b/ b/x", "a/y", "a/ a/y b/ b/x"},
 		{"below a symbolic link of the layer", "", "b/ a>b a/x", "a b/ b/x"},
+		{"behind a link, and back", "", "r/ t>r/deep s>t/.. s/x", "r/ r/x s t"},
+		{"behind a link in a directory, and back", "", "d/ r/ d/t>../r/deep d/s>t/.. d/s/x", "d/ d/s d/t d/x r/"},
 		{"below a link to nothing", "", "a>c/d a/x", "a c/ c/d/ c/d/x"},
 		{"below a link out of the root", "", "a>../../b a/x d/ d/up>/../.. d/up/y", "a b/ b/x d/ d/up y"},
 		{"symbolic link over directory", "a/ a/x", "a>b", "a"},
@@ -192,6 +194,18 @@ func TestAttributes(t *testing.T) {
 		if n := tree.Lookup(c.name); n == nil || n.Mode != c.mode || n.Sec != c.sec {
 			t.Errorf("%q: Lookup(%q) = %+v, want mode %o, time %d", c.stack, c.name, n, c.mode, c.sec)
 		}
+	}
+}
+
+func TestSetgidIsInherited(t *testing.T) {
+	ix := index("a/@2755 a/b/c/d")
+	ix.Entries[0].GID = 5
+	tree, err := Merge(nil, ix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, c := tree.Lookup("a/b"), tree.Lookup("a/b/c"); b.GID != 5 || b.Mode != 0o755 || c.GID != 0 {
+		t.Errorf("directories nobody lists have groups %d and %d, modes %o and %o, want 5 and 0, 755", b.GID, c.GID, b.Mode, c.Mode)
 	}
 }
 

@@ -70,6 +70,9 @@ func (b *builder) makeParent(dir *Node, elem, full string) (*Node, error) {
 	}
 	n := b.node()
 	n.Kind, n.Mode = layers.Dir, 0o755
+	if dir.Mode&0o2000 != 0 { // mkdir(2)
+		n.GID = dir.GID
+	}
 	if b.lower != nil {
 		if p, err := resolve(full, b.lower.at); err == nil {
 			if below := b.lower.at(p); below != nil && below.Kind == layers.Dir {
@@ -118,44 +121,67 @@ func (b *builder) viewAt(name string) *Node {
 	return lower
 }
 
-// resolve follows the symbolic links of a path, the last element's too, as if
-// the tree were the whole file system. What does not exist stays as it is.
+// resolve follows the symbolic links of a path, the last element's too, within
+// the tree, and ends where there are none. What does not exist stays as it is.
+// It goes over the path again and again, like continuity's fs.RootPath, because
+// that decides where ".." behind a link leads.
 func resolve(name string, lstat func(string) *Node) (string, error) {
-	done, links := "", 0
-	for name != "" {
-		elem, rest, _ := strings.Cut(name, "/")
-		name = rest
-		switch elem {
-		case "", ".":
-			continue
-		case "..":
-			done = strings.TrimPrefix(path.Dir("/"+done), "/")
-			continue
-		}
-		next := path.Join(done, elem)
-		n := lstat(next)
-		if n == nil || n.Kind != layers.Symlink {
-			done = next
-			continue
-		}
-		if links++; links > maxLinks {
+	r := resolver{lstat: lstat}
+	for {
+		before := r.links
+		next := r.pass(name)
+		switch {
+		case r.links > maxLinks:
 			return "", fmt.Errorf("more than %d symbolic links: %w", maxLinks, layers.ErrBadLayer)
+		case len(next) > 2*layers.MaxName:
+			return "", fmt.Errorf("path of %d bytes: %w", len(next), layers.ErrTooLarge)
+		case r.links == before && next == clean(next):
+			if len(next) > layers.MaxName {
+				return "", fmt.Errorf("path of %d bytes: %w", len(next), layers.ErrTooLarge)
+			}
+			return next, nil
+		case r.links == before:
+			next = clean(next)
 		}
-		if len(n.Link)+len(name) > 2*layers.MaxName {
-			return "", fmt.Errorf("path of %d bytes: %w", len(n.Link)+len(name), layers.ErrTooLarge)
-		}
-		// A relative target is cleaned as it stands, as continuity does: ".."
-		// takes back a name there, not where the name leads.
-		target := n.Link
-		if target[0] != '/' {
-			target = path.Join("/", done, target)
-		}
-		done, name = "", target[1:]+"/"+name
+		name = next
 	}
-	if len(done) > layers.MaxName {
-		return "", fmt.Errorf("path of %d bytes: %w", len(done), layers.ErrTooLarge)
+}
+
+// clean returns a path without "..", as it is below the root.
+func clean(name string) string { return path.Join("/", name)[1:] }
+
+type resolver struct {
+	lstat func(string) *Node
+	links int
+}
+
+// pass replaces each element that is a link by its target, once. A relative
+// target in a directory is joined to it there and then, ".." and all; any other
+// stays as it is for the next pass.
+func (r *resolver) pass(name string) string {
+	name = strings.TrimRight(name, "/")
+	i := strings.LastIndexByte(name, '/')
+	if i < 0 {
+		target, _ := r.follow(name)
+		return target
 	}
-	return done, nil
+	dir := r.pass(name[:i])
+	target, isLink := r.follow(path.Join(dir, name[i+1:]))
+	if isLink && target[0] != '/' {
+		return path.Join(dir, target)
+	}
+	return target
+}
+
+// follow returns the target of a link, or the path as it is below the root.
+func (r *resolver) follow(name string) (string, bool) {
+	name = clean(name)
+	n := r.lstat(name)
+	if r.links > maxLinks || n == nil || n.Kind != layers.Symlink {
+		return name, false
+	}
+	r.links++
+	return n.Link, true
 }
 
 // linkTarget returns the node a hard link leads to. One that only a lower layer

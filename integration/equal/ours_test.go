@@ -1,11 +1,16 @@
 package equal
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -60,6 +65,58 @@ func (s *ours) add(ctx context.Context, desc ocispec.Descriptor, diffID digest.D
 	return err
 }
 
+// addTar merges a layer that archive/tar reads, entry by entry as they are.
+func (s *ours) addTar(_ context.Context, b []byte) error {
+	ix := &layers.Index{}
+	r := tar.NewReader(bytes.NewReader(b))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		e, err := s.entry(h, r)
+		if err != nil {
+			return err
+		}
+		ix.Entries = append(ix.Entries, e)
+	}
+	tree, err := fs.Merge(s.tree, ix)
+	if err == nil {
+		s.tree = tree
+	}
+	return err
+}
+
+func (s *ours) entry(h *tar.Header, r io.Reader) (layers.Entry, error) {
+	e := layers.Entry{
+		Name: strings.TrimPrefix(path.Clean("/"+h.Name), "/"), Kind: kinds[h.Typeflag], Mode: uint16(h.Mode), UID: uint32(h.Uid), GID: uint32(h.Gid),
+		Sec: h.ModTime.Unix(), Nsec: uint32(h.ModTime.Nanosecond()), Link: h.Linkname, Major: uint32(h.Devmajor), Minor: uint32(h.Devminor),
+	}
+	for key, value := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
+			e.Xattrs = append(e.Xattrs, layers.Xattr{Name: name, Value: value})
+		}
+	}
+	slices.SortFunc(e.Xattrs, func(a, b layers.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	body, err := io.ReadAll(r)
+	if err != nil || len(body) == 0 {
+		return e, err
+	}
+	e.Size, e.Object = int64(len(body)), layers.SumOf(body)
+	if err := s.store.Put(e.Object, body); err != nil {
+		return e, err
+	}
+	return e, s.keep(e.Object, e.Size)
+}
+
+var kinds = map[byte]layers.Kind{
+	tar.TypeReg: layers.Reg, tar.TypeDir: layers.Dir, tar.TypeSymlink: layers.Symlink, tar.TypeLink: layers.Hardlink,
+	tar.TypeChar: layers.Char, tar.TypeBlock: layers.Block, tar.TypeFifo: layers.Fifo,
+}
+
 func (s *ours) keep(sum layers.Sum, size int64) error {
 	name := filepath.Join(s.small, sum.Path())
 	if _, err := os.Lstat(name); err == nil {
@@ -84,7 +141,7 @@ func (s *ours) read(sum layers.Sum, p []byte) error {
 }
 
 // mount shows the stack as a container sees it.
-func (s *ours) mount(t *testing.T, sealed bool) (string, func()) {
+func (s *ours) mount(t *testing.T, sealed, writable bool) (string, func()) {
 	t.Helper()
 	image, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {
@@ -116,7 +173,7 @@ func (s *ours) mount(t *testing.T, sealed bool) (string, func()) {
 	if !sealed {
 		data = append(data, s.small)
 	}
-	dir, unmountOverlay := overlay(t, mounts.Rootfs{Lower: []string{meta}, Data: data, Upper: uppers(t), Work: t.TempDir()})
+	dir, unmountOverlay := overlay(t, rootfs(t, []string{meta}, data, writable))
 	return dir, func() {
 		unmountOverlay()
 		if err := mounts.Unmount(meta, false); err != nil {
@@ -125,8 +182,8 @@ func (s *ours) mount(t *testing.T, sealed bool) (string, func()) {
 	}
 }
 
-// plainLayer describes an uncompressed layer.
-func plainLayer(b []byte) (ocispec.Descriptor, digest.Digest) {
+// addLayer adds an uncompressed layer.
+func (s *ours) addLayer(ctx context.Context, b []byte) error {
 	d := digest.FromBytes(b)
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(b))}, d
+	return s.add(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(b))}, d, bytes.NewReader(b))
 }

@@ -47,17 +47,16 @@ func random(t *testing.T, b *ours, seed uint64) {
 		if a.unpack(t.Context(), base, bytes.NewReader(l)) != nil {
 			break
 		}
-		desc, diffID := plainLayer(l)
-		if err := b.add(t.Context(), desc, diffID, bytes.NewReader(l)); err != nil {
+		if err := b.addTar(t.Context(), l); err != nil {
 			t.Errorf("seed %d, %q: %v", seed, stack, err)
 			return
 		}
 	}
-	dirA, unmountA := a.mount(t)
+	dirA, unmountA := a.mount(t, true)
 	defer unmountA()
-	dirB, unmountB := b.mount(t, seed%2 == 0)
+	dirB, unmountB := b.mount(t, seed%2 == 0, true)
 	defer unmountB()
-	for _, d := range differences(look(t, dirA), look(t, dirB), start) {
+	for _, d := range differences(look(t, dirA), look(t, dirB), start, true) {
 		t.Errorf("seed %d, %q: %s", seed, stack, d)
 	}
 }

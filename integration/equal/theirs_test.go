@@ -70,7 +70,7 @@ func (s *theirs) unpackThrough(t *testing.T, base string, b []byte) error {
 }
 
 // mount shows the stack as a container sees it.
-func (s *theirs) mount(t *testing.T) (dir string, unmount func()) {
+func (s *theirs) mount(t *testing.T, writable bool) (dir string, unmount func()) {
 	dirs := s.dirs
 	if len(dirs) == 0 {
 		dirs = []string{t.TempDir()}
@@ -78,7 +78,15 @@ func (s *theirs) mount(t *testing.T) (dir string, unmount func()) {
 			t.Fatal(err)
 		}
 	}
-	return overlay(t, mounts.Rootfs{Lower: slices.Clone(dirs), Upper: uppers(t), Work: t.TempDir()})
+	return overlay(t, rootfs(t, slices.Clone(dirs), nil, writable))
+}
+
+func rootfs(t *testing.T, lower, data []string, writable bool) mounts.Rootfs {
+	r := mounts.Rootfs{Lower: lower, Data: data}
+	if writable {
+		r.Upper, r.Work = uppers(t), t.TempDir()
+	}
+	return r
 }
 
 // uppers makes an upper directory like the one a container gets.
