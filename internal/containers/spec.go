@@ -365,10 +365,14 @@ func bindOrTmpfs(m control.MountSpec) (specs.Mount, error) {
 		out.Options = append(out.Options, o)
 	}
 	if m.ReadOnly {
-		out.Options = append(out.Options, "ro")
+		out.Options = append(out.Options, readOnly[m.Type])
 	}
 	return out, nil
 }
+
+// readOnly is the option that makes a mount read-only; of a bind, all that is
+// mounted below it, too, as Docker has it since 25.0.
+var readOnly = map[string]string{"bind": "rro", "tmpfs": "ro"}
 
 func isPropagation(o string) bool {
 	return slices.Contains([]string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}, o)

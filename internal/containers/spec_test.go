@@ -170,7 +170,7 @@ func TestMountsReplaceDefaultsAndComeParentsFirst(t *testing.T) {
 	if a, b := at("/a"), at("/a/b/c"); a < 0 || b < a {
 		t.Errorf("/a at %d, /a/b/c at %d", a, b)
 	}
-	if m := s.Mounts[at("/a")]; strings.Join(m.Options, ",") != "rbind,rshared,ro" {
+	if m := s.Mounts[at("/a")]; strings.Join(m.Options, ",") != "rbind,rshared,rro" {
 		t.Errorf("/a: %v", m.Options)
 	}
 	if m := s.Mounts[at("/etc/hosts")]; m.Source != "/my/hosts" {
