@@ -84,9 +84,9 @@ func decodeConfig(b []byte) (*Config, error) {
 	return c, nil
 }
 
-// Save writes c durably into dir.
+// Save writes c into dir; durably, unless the container is one that a power cut removes anyway.
 func (c *Config) Save(dir string) error {
-	return writeJSON(dir, ConfigFile, c, true)
+	return writeJSON(dir, ConfigFile, c, !c.Remove)
 }
 
 // writeJSON replaces dir/name atomically. With sync, it has survived a power

@@ -131,6 +131,7 @@ func (m *Monitor) finish(s State) {
 	if m.cfg.Remove {
 		dir = filepath.Join(filepath.Dir(m.dir), trashPrefix+filepath.Base(m.dir))
 		err = os.Rename(m.dir, dir)
+		os.Remove(filepath.Join(dir, ConfigFile)) // should we not come to remove the rest, it is no container
 	} else {
 		err = s.save(m.dir, false)
 	}
@@ -148,7 +149,7 @@ func (m *Monitor) finish(s State) {
 }
 
 // trashPrefix begins the name of a container's directory that is being removed;
-// what a killed monitor left of one is anybody's to remove.
+// what a killed monitor left of one has no configuration, and is the daemon's to remove.
 const trashPrefix = ".rm-"
 
 func (m *Monitor) outputs() []*output {
