@@ -8,7 +8,6 @@
 package inflate
 
 import (
-	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -368,5 +367,3 @@ func noEOF(err error) error {
 	}
 	return err
 }
-
-func load64(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[i:]) }

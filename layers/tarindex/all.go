@@ -15,8 +15,8 @@ import (
 	"github.com/snapfs/snapfs/layers/objects"
 )
 
-// Parallel is how many layers UnpackAll takes at once. It bounds memory (about
-// 4 MB a layer, and a zstd layer's window) and connections; more would not be
+// Parallel is how many layers UnpackAll takes at once. It bounds memory (4 MB a
+// layer, and a zstd layer's window) and connections; more would not be
 // faster even where each connection is slow.
 const Parallel = 6
 

@@ -4,6 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
 )
 
 // A member is what archive/tar says of one.
@@ -35,4 +40,16 @@ func reference(p []byte) (list []member, err error) {
 		}
 		list = append(list, member{h, data})
 	}
+}
+
+var errEnd = io.EOF
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+func goroot(t testing.TB) string {
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Skip("no go command: ", err)
+	}
+	return strings.TrimSpace(string(out))
 }

@@ -15,9 +15,18 @@ import (
 	"github.com/snapfs/snapfs/layers/inflate"
 )
 
-// maxZstdWindow is the largest zstd window, in bytes, that is decoded: what
-// `zstd --long` makes (its -22 too). Its decoder holds about twice that.
-const maxZstdWindow = 128 << 20
+// Windows of zstd, in bytes, which its decoder holds in memory. RFC 8878, 3.1.1.1.2
+// asks for 8 MiB at least; `zstd --long` and -22 make 128, klauspost/compress at
+// its best 32. A layer whose first frame has a large one is decoded when no other
+// such layer is; what begins with a small one may go on with the middle one.
+const (
+	smallWindow  = 8 << 20
+	middleWindow = 32 << 20
+	largeWindow  = 128 << 20
+)
+
+// largeToken is held by the one layer with a large window.
+var largeToken = make(chan struct{}, 1)
 
 // mediaTypes are those of layers that are a tar, compressed or not.
 var mediaTypes = map[string]bool{
@@ -102,9 +111,7 @@ func newDecoder(r *storedReader) (decoder, error) {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
 		return inflate.NewGzip(r), nil
 	case isZstd(head):
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderMaxMemory(1<<62))
-		return &zstdDecoder{z}, err
+		return newZstd(r, head)
 	}
 	return plainDecoder{r}, nil
 }
@@ -123,9 +130,50 @@ type plainDecoder struct{ r io.Reader }
 
 func (d plainDecoder) Decode(b []byte, n int) (int, error) { return readUntilFull(d.r, b, n) }
 
-type zstdDecoder struct{ z *zstd.Decoder }
+type zstdDecoder struct {
+	z     *zstd.Decoder
+	large bool // holds the token
+}
 
-func (d *zstdDecoder) Close() error { d.z.Close(); return nil }
+func newZstd(r *storedReader, head []byte) (decoder, error) {
+	d := &zstdDecoder{large: window0(head) > smallWindow}
+	limit := uint64(middleWindow)
+	if d.large {
+		limit = largeWindow
+		select {
+		case largeToken <- struct{}{}:
+		case <-r.ctx.Done():
+			return nil, context.Cause(r.ctx)
+		}
+	}
+	var err error
+	d.z, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(limit), zstd.WithDecoderMaxMemory(1<<62))
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// window0 is the window of a stream's first frame, or a large one where that
+// cannot be seen yet.
+func window0(head []byte) uint64 {
+	var h zstd.Header
+	if err := h.Decode(head); err != nil || h.Skippable {
+		return largeWindow
+	}
+	return h.WindowSize
+}
+
+func (d *zstdDecoder) Close() error {
+	if d.z != nil {
+		d.z.Close()
+	}
+	if d.large {
+		<-largeToken
+	}
+	return nil
+}
 
 func (d *zstdDecoder) Decode(b []byte, n int) (int, error) {
 	n, err := readUntilFull(d.z, b, n)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -213,7 +214,7 @@ func TestUnpackFlipped(t *testing.T) {
 	plain := archive(t, sample[:5]...)
 	for _, stored := range [][]byte{plain, gzipped(t, plain), zstded(t, plain)} {
 		s := newStore(t)
-		for i := range stored {
+		for i := 0; i < len(stored); i += 1 + len(stored)/300 {
 			bad := bytes.Clone(stored)
 			bad[i] ^= 1 << (i % 8)
 			ix, err := Unpack(t.Context(), bytes.NewReader(bad), describe(stored), digest.FromBytes(plain), s, Options{})
@@ -230,6 +231,9 @@ func TestUnpackTruncated(t *testing.T) {
 	plain := archive(t, sample[:5]...)
 	s := newStore(t)
 	for n := range plain {
+		if r := n % blockSize; r != 0 && r != 1 && r != blockSize-1 && n%41 != 0 {
+			continue
+		}
 		part := plain[:n]
 		ix, err := Unpack(t.Context(), bytes.NewReader(part), describe(part), digest.FromBytes(part), s, Options{})
 		want, werr := reference(part)
@@ -335,5 +339,65 @@ func TestUnpackAll(t *testing.T) {
 	list[1].DiffID = digest.FromString("other")
 	if _, err := UnpackAll(t.Context(), list, s); err == nil {
 		t.Error("a bad layer among good ones is taken")
+	}
+}
+
+// Windows that zstd --long makes are decoded, also several at once; larger ones
+// are refused.
+func TestUnpackWindows(t *testing.T) {
+	plain := archive(t, sample...)
+	for window, want := range map[int]error{1 << 20: nil, 64 << 20: nil, 128 << 20: nil, 256 << 20: layers.ErrTooLarge} {
+		var buf bytes.Buffer
+		w, err := zstd.NewWriter(&buf, zstd.WithWindowSize(window))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(plain); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		stored := buf.Bytes()
+		l := Layer{Desc: describe(stored), DiffID: digest.FromBytes(plain),
+			Open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(stored)), nil }}
+		other := l
+		other.Desc.MediaType = ocispec.MediaTypeImageLayerZstd
+		other.DiffID = digest.FromString("another key") // so that both are unpacked
+		_, err = UnpackAll(t.Context(), []Layer{l}, newStore(t))
+		if !errors.Is(err, want) {
+			t.Errorf("window of %d: %v, want %v", window, err, want)
+		}
+		if _, err := UnpackAll(t.Context(), []Layer{l, other}, newStore(t)); err == nil {
+			t.Errorf("window of %d: a wrong diff ID is taken", window)
+		}
+	}
+}
+
+// BenchmarkUnpack is a layer like a distribution's: many small files, some large.
+func BenchmarkUnpack(b *testing.B) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var files []file
+	for i := range 4000 {
+		p := make([]byte, 1<<rnd.IntN(18))
+		for j := range p {
+			p[j] = "etaoin shrdlu\n"[min(rnd.IntN(14), rnd.IntN(14))]
+		}
+		files = append(files, file{Header: tar.Header{Name: fmt.Sprintf("usr/share/%d/%d", i/50, i), Mode: 0o644}, data: string(p)})
+	}
+	plain := archive(b, files...)
+	for name, stored := range map[string][]byte{"gzip": gzipped(b, plain), "zstd": zstded(b, plain)} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(plain)))
+			b.ReportAllocs()
+			for b.Loop() {
+				b.StopTimer()
+				s := newStore(b)
+				b.StartTimer()
+				if _, err := Unpack(b.Context(), bytes.NewReader(stored), describe(stored), digest.FromBytes(plain), s, Options{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
