@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -81,12 +82,28 @@ func all() []layers.Entry {
 			{Name: "security.capability", Value: "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"},
 			{Name: "user.empty", Value: ""}, {Name: "user.long", Value: strings.Repeat("v", 5000)}, {Name: "user.y", Value: "\x00z"},
 		}},
+		{Name: "acl", Kind: layers.Reg, Mode: 0o750, Xattrs: []layers.Xattr{{Name: "system.posix_acl_access", Value: acl}}},
+		{Name: "acl dir", Kind: layers.Dir, Mode: 0o750, Xattrs: []layers.Xattr{{Name: "system.posix_acl_access", Value: acl}, {Name: "system.posix_acl_default", Value: acl}}},
+		{Name: "crowd", Kind: layers.Reg, Mode: 0o600, Xattrs: crowd()}, {Name: "crowd too", Kind: layers.Dir, Mode: 0o700, Xattrs: crowd()},
 		{Name: "many", Kind: layers.Dir, Mode: 0o755},
 	}
 	for i := range 700 {
 		entries = append(entries, reg(fmt.Sprintf("many/%s%04d", strings.Repeat("f", i%40), i), int64(i)))
 	}
 	return entries
+}
+
+// acl is u::rwx,u:77:r--,g::r-x,m::r-x,o::--- (include/uapi/linux/posix_acl_xattr.h).
+const acl = "\x02\x00\x00\x00" +
+	"\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x4d\x00\x00\x00" + "\x04\x00\x05\x00\xff\xff\xff\xff" +
+	"\x10\x00\x05\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+
+// crowd is more attributes than an inode can share.
+func crowd() (list []layers.Xattr) {
+	for i := range 400 {
+		list = append(list, layers.Xattr{Name: fmt.Sprintf("user.%03d", i), Value: "the same in both"})
+	}
+	return list
 }
 
 var sealing = Options{
@@ -285,28 +302,56 @@ func big(n int) []layers.Entry {
 	return entries
 }
 
+// BenchmarkMergeAndWrite builds images of one layer and of ten, whose files all
+// are in the same directories. heap-B/file is what the heap grows by without a
+// collection, the indexes not counted.
 func BenchmarkMergeAndWrite(b *testing.B) {
 	for _, n := range []int{30_000, 300_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			ix := &layers.Index{Entries: big(n)}
-			name := filepath.Join(b.TempDir(), "i")
-			b.ReportAllocs()
-			for b.Loop() {
-				t, err := fs.Merge(nil, ix)
-				if err != nil {
-					b.Fatal(err)
+		for _, count := range []int{1, 10} {
+			b.Run(fmt.Sprintf("files=%d/layers=%d", n, count), func(b *testing.B) {
+				stack := make([]*layers.Index, count)
+				for i := range stack {
+					stack[i] = &layers.Index{}
 				}
-				f, err := os.Create(name)
-				if err != nil {
-					b.Fatal(err)
+				for i, e := range big(n) {
+					ix := stack[i%count]
+					ix.Entries = append(ix.Entries, e)
 				}
-				s, err := Write(f, t, Options{})
-				if err != nil {
-					b.Fatal(err)
+				name := filepath.Join(b.TempDir(), "i")
+				b.ReportAllocs()
+				for b.Loop() {
+					benchmarkImage(b, stack, name, n)
 				}
-				f.Close()
-				b.ReportMetric(float64(s.Size)/float64(n), "image-B/file")
-			}
-		})
+			})
+		}
 	}
+}
+
+func benchmarkImage(b *testing.B, stack []*layers.Index, name string, n int) {
+	var before, after runtime.MemStats
+	b.StopTimer()
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	b.StartTimer()
+	var t *fs.Tree
+	for _, ix := range stack {
+		var err error
+		if t, err = fs.Merge(t, ix); err != nil {
+			b.Fatal(err)
+		}
+	}
+	f, err := os.Create(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	s, err := Write(f, t, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.StopTimer()
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/float64(n), "heap-B/file")
+	b.ReportMetric(float64(s.Size)/float64(n), "image-B/file")
+	b.StartTimer()
 }

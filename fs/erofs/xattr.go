@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -52,15 +53,25 @@ func appendEntry(b []byte, x layers.Xattr) []byte {
 	return append(b, zeros[:-len(b)&3]...)
 }
 
-// shared is the area of attributes that several inodes have, or that are large.
+// appendRedirect is appendEntry of the redirect to an object, without garbage:
+// most inodes have one.
+func appendRedirect(b []byte, sum layers.Sum) []byte {
+	index, rest := splitName(redirect)
+	b = append(b, byte(len(rest)), index)
+	b = binary.LittleEndian.AppendUint16(b, uint16(2+2*len(sum)))
+	b = append(append(b, rest...), '/')
+	b = append(hex.AppendEncode(b, sum[:1]), '/')
+	b = hex.AppendEncode(b, sum[1:])
+	return append(b, zeros[:-len(b)&3]...)
+}
+
+// shared is the area of attributes that several inodes have. None crosses a
+// block: not all readers could follow.
 type shared struct {
 	count map[layers.Xattr]int
 	place map[layers.Xattr]uint32 // in words
 	area  []byte
 }
-
-// large is the size from which an attribute is kept apart from its inode, in bytes.
-const large = 1024
 
 // see counts the attributes of an inode.
 func (s *shared) see(n *fs.Node) error {
@@ -83,13 +94,16 @@ func (s *shared) see(n *fs.Node) error {
 // inode.
 func (s *shared) has(x layers.Xattr) bool {
 	size, n := entrySize(x), s.count[x]
-	return size > large || n*size > 4*n+size
+	return size <= blockSize/2 && n*size > 4*n+size
 }
 
 // put returns the place of x, at which it is now if it was not.
 func (s *shared) put(x layers.Xattr) uint32 {
 	at, ok := s.place[x]
 	if !ok {
+		if len(s.area)&(blockSize-1)+entrySize(x) > blockSize {
+			s.area = append(s.area, zeros[:-len(s.area)&(blockSize-1)]...)
+		}
 		at = uint32(len(s.area) / 4)
 		s.place[x] = at
 		s.area = appendEntry(s.area, x)
@@ -145,7 +159,7 @@ func (w *writer) appendXattrs(b []byte, n *fs.Node, object bool) []byte {
 	}
 	if object {
 		b = appendEntry(b, layers.Xattr{Name: metacopy})
-		b = appendEntry(b, layers.Xattr{Name: redirect, Value: "/" + n.Object.Path()})
+		b = appendRedirect(b, n.Object)
 	}
 	return b
 }
