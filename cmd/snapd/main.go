@@ -47,8 +47,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	} else {
 		err = supervise(c, log)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, supervisor.ErrWorker): // which has said why
+		return 1
+	case err != nil:
 		fmt.Fprintf(stderr, "snapd: %v\n", err)
+		if errors.Is(err, errOpen) {
+			return supervisor.ExitFatal
+		}
 		return 1
 	}
 	return 0
@@ -110,6 +116,9 @@ func supervise(c Config, log *slog.Logger) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
+	}
+	if err := checkVersion(c.Root); err != nil {
+		return err
 	}
 	kernel, err := mounts.Probe(c.Root)
 	if err != nil {

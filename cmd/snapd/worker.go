@@ -57,11 +57,24 @@ func work(c Config, log *slog.Logger) (err error) {
 	defer func() { err = errors.Join(err, w.Close()) }()
 	d := &daemon{c: c, log: log, w: w, started: time.Now()}
 	if err := d.open(ctx); err != nil {
-		return errors.Join(err, d.close())
+		if cerr := d.close(); cerr != nil {
+			log.Error("after a failed start", "err", cerr)
+		}
+		return openError{err}
 	}
 	err = d.serve(ctx)
 	return errors.Join(err, d.close())
 }
+
+// errOpen is what an openError is.
+var errOpen = errors.New("the state cannot be opened")
+
+// An openError says why a worker never began. Another one would fare no better,
+// so it ends the daemon, unless that has served before.
+type openError struct{ error }
+
+func (e openError) Unwrap() error        { return e.error }
+func (e openError) Is(target error) bool { return target == errOpen }
 
 func (d *daemon) open(ctx context.Context) (err error) {
 	c := d.c
