@@ -277,6 +277,7 @@ func TestBadInput(t *testing.T) {
 }
 
 func tryBad(t *testing.T, m *machine, hub *hub, name string, row badRow, noImage bool) {
+	m = m.on(t)
 	ref := row.ref
 	var im *image
 	if ref == "" && !noImage {

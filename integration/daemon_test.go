@@ -29,13 +29,21 @@ const patience = 30 * time.Second
 // A machine is a place for daemons: a root and a run directory of their own.
 type machine struct {
 	testing.TB
+	*place
+}
+
+type place struct {
 	snapd, dir, root, run string
 	config                string // lines added to the configuration
+	disk                  bool   // root is a disk of its own
 
+	d       *daemon // the newest
 	mu      sync.Mutex
 	targets []string // of mounts, as they were made
-	d       *daemon  // the newest
 }
+
+// on is the same machine as a subtest sees it.
+func (m *machine) on(t testing.TB) *machine { return &machine{t, m.place} }
 
 // A daemon is a supervisor that was started, and what comes of it.
 type daemon struct {
@@ -55,7 +63,7 @@ func newMachine(t *testing.T, config string) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{TB: t, snapd: snapd, dir: dir, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "r"), config: config}
+	m := &machine{t, &place{snapd: snapd, dir: dir, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "r"), config: config}}
 	t.Cleanup(m.cleanUp)
 	return m
 }
@@ -216,8 +224,9 @@ func (m *machine) mount(ref string, writable bool) string {
 	m.Helper()
 	m.mu.Lock()
 	n := strconv.Itoa(len(m.targets))
-	m.mu.Unlock()
 	a := control.MountArgs{Ref: ref, Target: filepath.Join(m.dir, "mnt"+n)}
+	m.targets = append(m.targets, a.Target)
+	m.mu.Unlock()
 	dirs := []string{a.Target}
 	if writable {
 		a.Upper, a.Work = filepath.Join(m.dir, "upper"+n), filepath.Join(m.dir, "work"+n)
@@ -240,9 +249,6 @@ func (m *machine) mount(ref string, writable bool) string {
 	if err := mounts.Attach(f, a.Target); err != nil {
 		m.Fatal(err)
 	}
-	m.mu.Lock()
-	m.targets = append(m.targets, a.Target)
-	m.mu.Unlock()
 	return a.Target
 }
 
@@ -270,6 +276,11 @@ func (m *machine) cleanUp() {
 		}
 		if m.Failed() {
 			m.Logf("the daemon said:\n%s", m.d.log.String())
+		}
+	}
+	if m.disk {
+		if err := mounts.Unmount(m.root, false); err != nil {
+			m.Error(err)
 		}
 	}
 	left, err := mounts.List(m.dir)
