@@ -225,7 +225,7 @@ func bar(off, total int64, n int) string {
 	if n < 5 || total <= 0 {
 		return ""
 	}
-	done := int(min(off, total) * int64(n) / total)
+	done := int(float64(max(0, min(off, total))) / float64(total) * float64(n))
 	text := strings.Repeat("=", done)
 	if done < n {
 		text += ">" + strings.Repeat(" ", n-done-1)

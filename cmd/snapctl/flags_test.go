@@ -1,0 +1,119 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestFlags(t *testing.T) {
+	type result struct {
+		i, tty, rm bool
+		e          []string
+		w          string
+		rest       []string
+	}
+	for name, test := range map[string]struct {
+		args []string
+		stop bool
+		want result
+		err  string
+	}{
+		"none":                {nil, true, result{}, ""},
+		"cluster":             {[]string{"-it", "img", "sh"}, true, result{i: true, tty: true, rest: []string{"img", "sh"}}, ""},
+		"long":                {[]string{"--rm", "--workdir=/x", "img"}, true, result{rm: true, w: "/x", rest: []string{"img"}}, ""},
+		"value apart":         {[]string{"--workdir", "/x", "-e", "A=1", "img"}, true, result{w: "/x", e: []string{"A=1"}, rest: []string{"img"}}, ""},
+		"value glued":         {[]string{"-eA=1", "-w=/x", "img"}, true, result{w: "/x", e: []string{"A=1"}, rest: []string{"img"}}, ""},
+		"cluster and value":   {[]string{"-iteA", "img"}, true, result{i: true, tty: true, e: []string{"A"}, rest: []string{"img"}}, ""},
+		"repeated":            {[]string{"-e", "A", "--env=B", "-eC", "img"}, true, result{e: []string{"A", "B", "C"}, rest: []string{"img"}}, ""},
+		"switched off":        {[]string{"--rm", "--rm=false", "img"}, true, result{rest: []string{"img"}}, ""},
+		"short switched off":  {[]string{"-i=false", "img"}, true, result{rest: []string{"img"}}, ""},
+		"command's own flags": {[]string{"-i", "img", "ls", "-t", "--rm"}, true, result{i: true, rest: []string{"img", "ls", "-t", "--rm"}}, ""},
+		"interspersed":        {[]string{"a", "-i", "b", "--rm"}, false, result{i: true, rm: true, rest: []string{"a", "b"}}, ""},
+		"end of options":      {[]string{"-i", "--", "-t"}, false, result{i: true, rest: []string{"-t"}}, ""},
+		"dash is an argument": {[]string{"-", "x"}, false, result{rest: []string{"-", "x"}}, ""},
+		"empty value":         {[]string{"--workdir=", "img"}, true, result{rest: []string{"img"}}, ""},
+		"unknown":             {[]string{"--rmm", "img"}, true, result{}, "unknown option --rmm"},
+		"unknown short":       {[]string{"-ix", "img"}, true, result{}, "unknown option -x"},
+		"value missing":       {[]string{"--workdir"}, true, result{}, "needs a value"},
+		"short value missing": {[]string{"-w"}, true, result{}, "needs a value"},
+		"not a boolean":       {[]string{"--rm=maybe"}, true, result{}, "--rm: \"maybe\""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got result
+			f := &flagSet{}
+			f.flag(&got.i, "i,interactive", "x")
+			f.flag(&got.tty, "t,tty", "x")
+			f.flag(&got.rm, "rm", "x")
+			f.list(&got.e, "e,env", "V", "x")
+			f.text(&got.w, "w,workdir", "DIR", "x")
+			var err error
+			got.rest, err = f.parseArgs(test.args, !test.stop)
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("error %v, want %q", err, test.err)
+				}
+				return
+			}
+			w := test.want
+			if err != nil || got.i != w.i || got.tty != w.tty || got.rm != w.rm || !slices.Equal(got.e, w.e) || got.w != w.w || !slices.Equal(got.rest, w.rest) {
+				t.Errorf("got %+v, %v, want %+v", got, err, w)
+			}
+		})
+	}
+}
+
+// Every verb explains itself, with an example, on lines that fit.
+func TestHelp(t *testing.T) {
+	for _, g := range groups() {
+		for _, v := range g.verbs {
+			env, out, errs := newEnv(t, "")
+			if status := env.main([]string{v.name, "--help"}); status != 0 {
+				t.Errorf("%s --help: exit status %d: %s", v.name, status, errs())
+			}
+			text := out()
+			if !strings.HasPrefix(text, "Usage: snapctl "+v.name) || !strings.Contains(text, "\nExample:\n  snapctl ") {
+				t.Errorf("%s --help:\n%s", v.name, text)
+			}
+			for line := range strings.Lines(text) {
+				if len(line) > 140 {
+					t.Errorf("%s --help: a line of %d characters: %s", v.name, len(line), line)
+				}
+			}
+		}
+	}
+	for _, args := range [][]string{{"--help"}, {"-h"}, {"help"}} {
+		env, out, _ := newEnv(t, "")
+		if status := env.main(args); status != 0 || !strings.Contains(out(), "Global options:") {
+			t.Errorf("snapctl %s: exit status %d", args, status)
+		}
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	for _, test := range []struct {
+		args   string
+		status int
+		text   string
+	}{
+		{"", 2, "Usage: snapctl"},
+		{"frobnicate", 2, `unknown command "frobnicate"`},
+		{"--nope ps", 2, "unknown option --nope"},
+		{"--host tcp://x ps", 2, "want unix://"},
+		{"ps extra", 2, "1 arguments given"},
+		{"rm", 2, "usage: snapctl rm"},
+		{"run", 125, "usage: snapctl run"},
+		{"run --nope x", 125, "unknown option --nope"},
+		{"run --network bridge x", 125, "bridge networks come later"},
+		{"exec box", 125, "usage: snapctl exec"},
+		{"daemon dance", 2, "want start, stop, restart or status"},
+		{"completion tcsh", 2, "want bash, zsh or fish"},
+		{"help frobnicate", 2, "unknown command"},
+	} {
+		env, _, errs := newEnv(t, "")
+		status := env.main(strings.Fields(test.args))
+		if text := errs(); status != test.status || !strings.Contains(text, test.text) || test.args != "" && strings.Count(text, "\n") != 1 {
+			t.Errorf("snapctl %s: exit status %d, %q; want %d and one line with %q", test.args, status, text, test.status, test.text)
+		}
+	}
+}

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
+)
+
+// What verbs ask of the daemon, and what they make of the answers.
+func TestVerbs(t *testing.T) {
+	image := control.Image{Ref: "docker.io/library/x:1", Digest: "sha256:dd", ID: "sha256:1111", Size: 2000, Local: 500, Lazy: true}
+	row := control.Container{ID: "cafe", Name: "box", Status: monitor.StatusExited, ExitCode: 4}
+	ops := map[string]func(*control.Request) error{
+		control.OpPull: func(r *control.Request) error {
+			r.Event(control.Progress{ID: "aa", Action: "pulling", Off: 1, Size: 2})
+			r.Event(control.Progress{ID: "aa", Action: "pulling", Off: 2, Size: 2, Done: true})
+			return r.Reply(image)
+		},
+		control.OpImages:  answer([]control.Image{image}),
+		control.OpRmi:     answer([]control.Removed{{Ref: "x:1", Deleted: true}}),
+		control.OpTag:     answer(nil),
+		control.OpPush:    answer(control.Pushed{Ref: "r/x", Digest: "sha256:pp", Size: 3}),
+		control.OpConvert: answer(control.Pushed{Ref: "r/x", Digest: "sha256:cc", Size: 3}),
+		control.OpPs:      answer([]control.Container{row}),
+		control.OpResolve: answer(row),
+		control.OpRm:      answer(row),
+		control.OpCInsp:   answer(map[string]any{"ID": "cafe"}),
+		control.OpInfo:    answer(control.Info{Backend: "erofs", Root: "/r", Features: map[string]string{"a": "yes", "longer": "no: why"}}),
+		control.OpStat:    answer(map[string]int64{"b.x": 2, "a.y": 1}),
+		control.OpVersion: answer(control.Version{Version: "v9", Protocol: 1}),
+		control.OpMounts:  answer([]control.Mount{{Ref: "x", Target: "/m", Rootfs: control.Rootfs{Upper: "/u"}}}),
+	}
+	for _, test := range []struct {
+		args   string
+		stdout string // all of it
+		stderr string // part of it
+		asked  string // part of a request
+		status int
+	}{
+		{"pull x:1", "sha256:dd\n", "aa: pulling, done: 2B\n", `"Policy":"always"`, 0},
+		{"pull -q --platform linux/arm64 --wait x:1", "sha256:dd\n", "", `"Platform":"linux/arm64","Policy":"always","Wait":true`, 0},
+		{"images -q", "1111\n", "", "image.list", 0},
+		{"images -q --no-trunc", "sha256:1111\n", "", "image.list", 0},
+		{"rmi -f x:1", "Untagged: x:1\nDeleted: x:1\n", "", `"Force":true`, 0},
+		{"tag x y", "", "", `{"Src":"x","Dst":"y"}`, 0},
+		{"push x r/x", "sha256:pp\n", "r/x: 3B", `{"Src":"x","Dst":"r/x"}`, 0},
+		{"convert --format zstd:chunked --level 3 x r/x", "sha256:cc\n", "", `"Format":"zstd:chunked","Platform":"","Level":3`, 0},
+		{"convert --format zip x r/x", "", "want estargz or zstd:chunked", "", 2},
+		{"ps -a -q", "cafe\n", "", `{"All":true}`, 0},
+		{"wait box", "4\n", "", "container.resolve", 0},
+		{"stop box", "box\n", "", "container.resolve", 0}, // it has stopped: that is success
+		{"kill box", "", "container box is not running", "container.resolve", 1},
+		{"exec box true", "", "container box is not running", "container.resolve", 125},
+		{"rm -f box", "box\n", "", `"Force":true`, 0},
+		{"inspect box", "[\n    {\n        \"ID\": \"cafe\"\n    }\n]\n", "", "container.inspect", 0},
+		{"inspect --type image box", "", "no such thing", "image.inspect", 1},
+		{"stat", "COUNTER   VALUE\na.y       1\nb.x       2\n", "", "stat", 0},
+		{"stat --json", "{\"a.y\":1,\"b.x\":2}\n", "", "stat", 0},
+		{"mount", "IMAGE   TARGET   MODE\nx       /m       writable\n", "", "mount.list", 0},
+		{"umount /elsewhere", "", "/elsewhere: no image is mounted there", "mount.list", 1},
+		{"mount x /nonexistent", "", "no such file", "", 1},
+		{"mount --upper /tmp x /tmp", "", "belong together", "", 2},
+		{"logs box", "", "no such thing", "container.logs", 1},
+		{"daemon status", "running: supervisor 0, worker 0 (replaced 0 times), root /r, run \n", "", "info", 0},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			d := newDaemon(t, ops)
+			env, out, errs := newEnv(t, d.socket)
+			status := env.main(strings.Fields(test.args))
+			if out() != test.stdout || !strings.Contains(errs(), test.stderr) || status != test.status {
+				t.Errorf("exit status %d, want %d\nstdout %q\n  want %q\nstderr %q, want %q in it", status, test.status, out(), test.stdout, errs(), test.stderr)
+			}
+			if asked := strings.Join(d.requests(), "\n"); !strings.Contains(asked, test.asked) {
+				t.Errorf("asked for %s, want %s in it", asked, test.asked)
+			}
+		})
+	}
+}
+
+func TestJSONIsOneObjectALine(t *testing.T) {
+	d := newDaemon(t, map[string]func(*control.Request) error{
+		control.OpPs: answer([]control.Container{{ID: "a", Name: "x\ny"}, {ID: "b"}}),
+	})
+	env, out, _ := newEnv(t, d.socket)
+	if status := env.main([]string{"ps", "--json"}); status != 0 {
+		t.Fatal(status)
+	}
+	lines := strings.Split(strings.TrimSuffix(out(), "\n"), "\n")
+	for i, line := range lines {
+		var c control.Container
+		if err := json.Unmarshal([]byte(line), &c); err != nil || c.ID != []string{"a", "b"}[i] {
+			t.Errorf("line %q: %v", line, err)
+		}
+	}
+	if len(lines) != 2 {
+		t.Errorf("%d lines", len(lines))
+	}
+}
+
+func TestCreateArguments(t *testing.T) {
+	var a control.CreateArgs
+	d := newDaemon(t, map[string]func(*control.Request) error{
+		control.OpCreate: func(r *control.Request) error {
+			if err := r.Decode(&a); err != nil {
+				return err
+			}
+			return r.Reply(control.Created{ID: a.ID, Name: "made_up", Warnings: []string{"careful"}})
+		},
+	})
+	env, out, errs := newEnv(t, d.socket)
+	file := t.TempDir() + "/env"
+	if err := os.WriteFile(file, []byte("A=file\nF=1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{
+		"create", "-e", "A=flag", "--env-file", file, "-w", "/w", "-u", "me:us", "-v", "/a:/b:ro", "--mount", "type=tmpfs,target=/t",
+		"--network", "host", "--name", "n", "-h", "host1", "--read-only", "--tmpfs", "/run:size=1m", "-m", "64m", "--cpus", "1.5", "--pids-limit", "100",
+		"--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--ulimit", "nofile=10", "--entrypoint", "/e", "--init",
+		"--pull", "never", "--platform", "linux/arm64", "--stop-signal", "USR1", "--label", "k=v", "-i", "--rm", "img:1", "cmd", "-x", "--rm",
+	}
+	if status := env.main(args); status != 0 {
+		t.Fatalf("exit status %d: %s", status, errs())
+	}
+	if len(a.ID) != 64 || out() != a.ID+"\n" || !strings.Contains(errs(), "warning: careful") {
+		t.Errorf("ID %q, stdout %q, stderr %q", a.ID, out(), errs())
+	}
+	a.ID = ""
+	got, _ := json.Marshal(a)
+	want := `{"ID":"","Name":"n","Image":"img:1","Platform":"linux/arm64","Pull":"never","Args":["cmd","-x","--rm"],"Entrypoint":["/e"],` +
+		`"Env":["A=file","F=1","A=flag"],"Workdir":"/w","User":"me:us","Hostname":"host1","TTY":false,"OpenStdin":true,"Remove":true,"ReadOnly":true,"Init":true,` +
+		`"Network":"host","Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Options":null,"Create":true},{"Type":"tmpfs","Source":"","Target":"/t","ReadOnly":false,"Options":null,"Create":false}],` +
+		`"Tmpfs":["/run:size=1m"],"Memory":67108864,"NanoCPUs":1500000000,"PidsLimit":100,"CapAdd":["NET_ADMIN"],"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],` +
+		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0}`
+	if string(got) != want {
+		t.Errorf("asked for\n%s\nwant\n%s", got, want)
+	}
+}
+
+// A worker that dies in the middle of a request is asked again, if that is
+// harmless, and not for ever.
+func TestRepeatedRequests(t *testing.T) {
+	for _, test := range []struct {
+		op     string
+		args   []string
+		deaths int
+		asked  int
+		text   string
+	}{
+		{control.OpPull, []string{"pull", "x"}, 2, 3, ""},
+		{control.OpPull, []string{"pull", "x"}, 99, attempts, "the daemon went away"},
+		{control.OpPush, []string{"push", "x"}, 1, 1, "the daemon went away"},
+		{control.OpRm, []string{"rm", "x"}, 1, 1, "whether it was done is not known"},
+	} {
+		t.Run(test.op, func(t *testing.T) {
+			left := test.deaths
+			d := newDaemon(t, map[string]func(*control.Request) error{
+				test.op: func(r *control.Request) error {
+					if left--; left >= 0 {
+						return r.Conn.Close()
+					}
+					return r.Reply(nil)
+				},
+			})
+			env, _, errs := newEnv(t, d.socket)
+			status := env.main(test.args)
+			if n := len(d.requests()); n != test.asked || (status == 0) != (test.text == "") || !strings.Contains(errs(), test.text) {
+				t.Errorf("asked %d times, want %d; exit status %d, %q", n, test.asked, status, errs())
+			}
+		})
+	}
+}
+
+func TestNoDaemon(t *testing.T) {
+	missing := t.TempDir() + "/snapd.sock"
+	for name, test := range map[string]struct {
+		change func(*Env)
+		text   string
+	}{
+		"forbidden":    {func(e *Env) {}, "--no-autostart forbids"},
+		"no root":      {func(e *Env) { e.NoAutostart = false }, "say with --root"},
+		"other socket": {func(e *Env) { e.NoAutostart = false; e.Host += "x" }, "its socket is always called snapd.sock"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env, _, errs := newEnv(t, missing)
+			test.change(env)
+			if status := env.main([]string{"ps"}); status != 1 || !strings.Contains(errs(), test.text) || strings.Count(errs(), "\n") != 1 {
+				t.Errorf("exit status %d, %q, want %q", status, errs(), test.text)
+			}
+		})
+	}
+	env, _, _ := newEnv(t, missing)
+	if status := env.main([]string{"daemon", "status"}); status != 3 {
+		t.Errorf("daemon status: exit status %d, want 3", status)
+	}
+	if status := env.main([]string{"run", "x"}); status != 125 {
+		t.Errorf("run: exit status %d, want 125", status)
+	}
+}
+
+func TestLogs(t *testing.T) {
+	path := t.TempDir() + "/log.json"
+	var text strings.Builder
+	for i, line := range []string{"one\n", "two\n", "par", "tial\n", "last\n"} {
+		stream := "stdout"
+		if i == 1 {
+			stream = "stderr"
+		}
+		b, _ := json.Marshal(map[string]any{"log": line, "stream": stream, "time": noon.Add(time.Duration(i) * time.Second)})
+		text.Write(append(b, '\n'))
+	}
+	text.WriteString(`{"log":"torn`)
+	if err := os.WriteFile(path, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := newDaemon(t, map[string]func(*control.Request) error{
+		control.OpLogs: func(r *control.Request) error {
+			f, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return r.Reply(control.Container{Name: "box"}, f)
+		},
+	})
+	for _, test := range []struct{ args, stdout, stderr string }{
+		{"logs box", "one\npartial\nlast\n", "two\n"},
+		{"logs -f box", "one\npartial\nlast\n", "two\n"}, // it has ended
+		{"logs --tail 1 box", "last\n", ""},
+		{"logs -n 4 box", "partial\nlast\n", "two\n"},
+		{"logs --tail 99 box", "one\npartial\nlast\n", "two\n"},
+		{"logs --tail 0 box", "", ""},
+		{"logs --since 2026-11-24T12:00:04Z box", "last\n", ""},
+		{"logs --until 2026-11-24T12:00:00Z box", "one\n", ""},
+		{"logs -t --tail 1 box", "2026-11-24T12:00:04.000000000Z last\n", ""},
+	} {
+		env, out, errs := newEnv(t, d.socket)
+		if status := env.main(strings.Fields(test.args)); status != 0 || out() != test.stdout || errs() != test.stderr {
+			t.Errorf("%s: exit status %d, stdout %q, want %q, stderr %q, want %q", test.args, status, out(), test.stdout, errs(), test.stderr)
+		}
+	}
+}
+
+func TestComplete(t *testing.T) {
+	d := newDaemon(t, map[string]func(*control.Request) error{
+		control.OpPs:     answer([]control.Container{{Name: "web"}, {Name: "worker"}, {Name: "db"}}),
+		control.OpImages: answer([]control.Image{{Ref: "docker.io/library/x:1"}}),
+	})
+	for line, want := range map[string][]string{
+		"ru":          {"run"},
+		"p":           {"ps", "pause", "pull", "push"},
+		"rm w":        {"web", "worker"},
+		"run docker":  {"docker.io/library/x:1"},
+		"run --env-f": {"--env-file"},
+		"--no-a":      {"--no-autostart"},
+		"nonsense x":  nil,
+	} {
+		env, out, _ := newEnv(t, d.socket)
+		host := []string{"__complete", "--host", "unix://" + d.socket}
+		if status := env.main(append(host, strings.Fields(line)...)); status != 0 {
+			t.Errorf("%q: exit status %d", line, status)
+		}
+		if got := strings.Fields(out()); !slices.Equal(got, want) {
+			t.Errorf("%q completes to %q, want %q", line, got, want)
+		}
+	}
+}
