@@ -272,11 +272,6 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(gzipped(f, plain), []byte(nil))
 	f.Add(zstded(f, plain), []byte(nil))
 	f.Add(plain, []byte(nil))
-	s, err := objects.Open(f.TempDir(), objects.Options{})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { s.Close() })
 	f.Fuzz(func(t *testing.T, p, tarBytes []byte) {
 		diff := digest.FromBytes(p)
 		if len(tarBytes) > 0 { // compressed well, so that the rest is reached
@@ -286,7 +281,7 @@ func FuzzUnpack(f *testing.F) {
 			w.Close()
 			p, diff = buf.Bytes(), digest.FromBytes(tarBytes)
 		}
-		ix, err := Unpack(t.Context(), bytes.NewReader(p), describe(p), diff, s, Options{MaxPlain: 4 << 20})
+		ix, err := Unpack(t.Context(), bytes.NewReader(p), describe(p), diff, testStore, Options{MaxPlain: 4 << 20})
 		if err != nil {
 			_, isDigest := errors.AsType[*layers.DigestError](err)
 			if !isDigest && !isContent(err) && !strings.Contains(err.Error(), "unexpected EOF") {
@@ -294,7 +289,7 @@ func FuzzUnpack(f *testing.F) {
 			}
 			return
 		}
-		checkEntries(t, s, ix.Entries)
+		checkEntries(t, testStore, ix.Entries)
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -21,14 +22,25 @@ import (
 	"github.com/snapfs/snapfs/layers/objects"
 )
 
-func newStore(t testing.TB) *objects.Store {
-	t.Helper()
-	s, err := objects.Open(t.TempDir(), objects.Options{})
-	if err != nil {
-		t.Fatal(err)
+// testStore is one for all tests: to make one costs 512 directories, and what
+// another test put there is harmless.
+var testStore *objects.Store
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "tarindex")
+	if err == nil {
+		testStore, err = objects.Open(dir, objects.Options{})
 	}
-	t.Cleanup(func() { s.Close() })
-	return s
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if err := errors.Join(testStore.Close(), os.RemoveAll(dir)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // A file is a member of a hand-made archive.
@@ -90,9 +102,8 @@ func describe(stored []byte) ocispec.Descriptor {
 // unpackBytes unpacks stored, whose tar is plain.
 func unpackBytes(t testing.TB, stored, plain []byte) (*objects.Store, *layers.Index, error) {
 	t.Helper()
-	s := newStore(t)
-	ix, err := Unpack(t.Context(), bytes.NewReader(stored), describe(stored), digest.FromBytes(plain), s, Options{})
-	return s, ix, err
+	ix, err := Unpack(t.Context(), bytes.NewReader(stored), describe(stored), digest.FromBytes(plain), testStore, Options{})
+	return testStore, ix, err
 }
 
 // content returns the bytes of an entry.
@@ -183,7 +194,7 @@ func TestUnpackRefusesDigests(t *testing.T) {
 		"truncated": {good, diff, good.Digest, stored[:len(stored)-9]},
 		"nothing":   {good, diff, good.Digest, nil},
 	} {
-		s := newStore(t)
+		s := testStore
 		ix, err := Unpack(t.Context(), bytes.NewReader(tt.bytes), tt.desc, tt.diff, s, Options{})
 		de, ok := errors.AsType[*layers.DigestError](err)
 		if ix != nil || !ok || de.Want != tt.want {
@@ -193,18 +204,18 @@ func TestUnpackRefusesDigests(t *testing.T) {
 	for name, size := range map[string]int64{"short": good.Size - 1, "long": good.Size + 1} {
 		desc := good
 		desc.Size = size
-		if _, err := Unpack(t.Context(), bytes.NewReader(stored), desc, diff, newStore(t), Options{}); err == nil {
+		if _, err := Unpack(t.Context(), bytes.NewReader(stored), desc, diff, testStore, Options{}); err == nil {
 			t.Errorf("a %s size in the descriptor is not noticed", name)
 		}
 	}
 	for _, d := range []digest.Digest{"", "sha256:12", "md5:d41d8cd98f00b204e9800998ecf8427e"} {
-		if _, err := Unpack(t.Context(), bytes.NewReader(stored), good, d, newStore(t), Options{}); !errors.Is(err, layers.ErrBadLayer) {
+		if _, err := Unpack(t.Context(), bytes.NewReader(stored), good, d, testStore, Options{}); !errors.Is(err, layers.ErrBadLayer) {
 			t.Errorf("diff ID %q: %v", d, err)
 		}
 	}
 	desc := good
 	desc.MediaType = "application/vnd.oci.image.layer.v1.tar+encrypted"
-	if _, err := Unpack(t.Context(), bytes.NewReader(stored), desc, diff, newStore(t), Options{}); !errors.Is(err, layers.ErrBadLayer) {
+	if _, err := Unpack(t.Context(), bytes.NewReader(stored), desc, diff, testStore, Options{}); !errors.Is(err, layers.ErrBadLayer) {
 		t.Errorf("media type %s: %v", desc.MediaType, err)
 	}
 }
@@ -213,7 +224,7 @@ func TestUnpackRefusesDigests(t *testing.T) {
 func TestUnpackFlipped(t *testing.T) {
 	plain := archive(t, sample[:5]...)
 	for _, stored := range [][]byte{plain, gzipped(t, plain), zstded(t, plain)} {
-		s := newStore(t)
+		s := testStore
 		for i := 0; i < len(stored); i += 1 + len(stored)/300 {
 			bad := bytes.Clone(stored)
 			bad[i] ^= 1 << (i % 8)
@@ -229,7 +240,7 @@ func TestUnpackFlipped(t *testing.T) {
 // a whole archive is refused, and nothing hangs.
 func TestUnpackTruncated(t *testing.T) {
 	plain := archive(t, sample[:5]...)
-	s := newStore(t)
+	s := testStore
 	for n := range plain {
 		if r := n % blockSize; r != 0 && r != 1 && r != blockSize-1 && n%41 != 0 {
 			continue
@@ -258,7 +269,7 @@ func TestUnpackReadError(t *testing.T) {
 	plain := archive(t, sample...)
 	lost := errors.New("connection lost")
 	r := io.MultiReader(bytes.NewReader(plain[:len(plain)/2]), iotest.ErrReader(lost))
-	_, err := Unpack(t.Context(), r, describe(plain), digest.FromBytes(plain), newStore(t), Options{})
+	_, err := Unpack(t.Context(), r, describe(plain), digest.FromBytes(plain), testStore, Options{})
 	if !errors.Is(err, lost) {
 		t.Errorf("Unpack = %v, want %v", err, lost)
 	}
@@ -278,7 +289,7 @@ func TestUnpackCancel(t *testing.T) {
 	r := io.MultiReader(bytes.NewReader(plain[:len(plain)/2]), endless{ctx})
 	done := make(chan error)
 	go func() {
-		_, err := Unpack(ctx, r, describe(plain), digest.FromBytes(plain), newStore(t), Options{})
+		_, err := Unpack(ctx, r, describe(plain), digest.FromBytes(plain), testStore, Options{})
 		done <- err
 	}()
 	cancel()
@@ -291,7 +302,7 @@ func TestUnpackBombs(t *testing.T) {
 	huge := file{Header: tar.Header{Name: "huge"}, data: strings.Repeat("\x00", 4<<20)}
 	plain := archive(t, huge)
 	for name, stored := range map[string][]byte{"gzip": gzipped(t, plain), "zstd": zstded(t, plain), "plain": plain} {
-		_, err := Unpack(t.Context(), bytes.NewReader(stored), describe(stored), digest.FromBytes(plain), newStore(t), Options{MaxPlain: 1 << 20})
+		_, err := Unpack(t.Context(), bytes.NewReader(stored), describe(stored), digest.FromBytes(plain), testStore, Options{MaxPlain: 1 << 20})
 		if !errors.Is(err, layers.ErrTooLarge) {
 			t.Errorf("%s: %v, want %v", name, err, layers.ErrTooLarge)
 		}
@@ -309,7 +320,7 @@ func TestDefaultMaxPlain(t *testing.T) {
 }
 
 func TestUnpackAll(t *testing.T) {
-	s := newStore(t)
+	s := testStore
 	var list []Layer
 	var last [4]int64
 	for i := range 4 {
@@ -364,11 +375,11 @@ func TestUnpackWindows(t *testing.T) {
 		other := l
 		other.Desc.MediaType = ocispec.MediaTypeImageLayerZstd
 		other.DiffID = digest.FromString("another key") // so that both are unpacked
-		_, err = UnpackAll(t.Context(), []Layer{l}, newStore(t))
+		_, err = UnpackAll(t.Context(), []Layer{l}, testStore)
 		if !errors.Is(err, want) {
 			t.Errorf("window of %d: %v, want %v", window, err, want)
 		}
-		if _, err := UnpackAll(t.Context(), []Layer{l, other}, newStore(t)); err == nil {
+		if _, err := UnpackAll(t.Context(), []Layer{l, other}, testStore); err == nil {
 			t.Errorf("window of %d: a wrong diff ID is taken", window)
 		}
 	}
@@ -392,11 +403,19 @@ func BenchmarkUnpack(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				b.StopTimer()
-				s := newStore(b)
+				s, err := objects.Open(b.TempDir(), objects.Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
 				b.StartTimer()
 				if _, err := Unpack(b.Context(), bytes.NewReader(stored), describe(stored), digest.FromBytes(plain), s, Options{}); err != nil {
 					b.Fatal(err)
 				}
+				b.StopTimer()
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
 			}
 		})
 	}
