@@ -3,6 +3,7 @@ package equal
 import (
 	"archive/tar"
 	"bytes"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"path"
@@ -11,27 +12,17 @@ import (
 	"time"
 )
 
+var rounds = flag.Uint64("rounds", 150, "number of random stacks")
+
 // TestRandom compares small random stacks of few names, so that everything meets
 // everything: links, whiteouts, replaced and repeated entries, in any order. What
 // containerd cannot unpack ends a stack; what it can, we must.
 func TestRandom(t *testing.T) {
 	needRoot(t)
-	rounds := uint64(150)
-	if testing.Short() {
-		rounds = 10
-	}
 	b := newOurs(t)
-	for seed := range rounds {
+	for seed := range *rounds {
 		random(t, b, seed)
 	}
-}
-
-// FuzzRandom goes on where TestRandom ends.
-func FuzzRandom(f *testing.F) {
-	f.Fuzz(func(t *testing.T, seed uint64) {
-		needRoot(t)
-		random(t, newOurs(t), seed)
-	})
 }
 
 func random(t *testing.T, b *ours, seed uint64) {
