@@ -124,9 +124,10 @@ func rmi(ctx context.Context, env *Env, args []string) error {
 			return env.jsonLines(removed)
 		}
 		for _, r := range removed {
-			fmt.Fprintf(env.Stdout, "Untagged: %s\n", r.Ref)
 			if r.Deleted {
 				fmt.Fprintf(env.Stdout, "Deleted: %s\n", r.Ref)
+			} else {
+				fmt.Fprintf(env.Stdout, "Untagged: %s\n", r.Ref)
 			}
 		}
 		return nil

@@ -162,6 +162,9 @@ func (p *progress) draw(last bool) {
 	}
 	b.WriteString("\x1b[J")
 	p.drawn = p.drawn[:0]
+	if last {
+		height = len(p.lines) + 1 // nothing is drawn over any more: it may scroll
+	}
 	for _, text := range p.text(width-1, height-1) {
 		b.WriteString(text + "\n")
 		p.drawn = append(p.drawn, utf8.RuneCountInString(text))

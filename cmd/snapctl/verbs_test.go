@@ -47,7 +47,7 @@ func TestVerbs(t *testing.T) {
 		{"pull -q --platform linux/arm64 --wait x:1", "sha256:dd\n", "", `"Platform":"linux/arm64","Policy":"always","Wait":true`, 0},
 		{"images -q", "1111\n", "", "image.list", 0},
 		{"images -q --no-trunc", "sha256:1111\n", "", "image.list", 0},
-		{"rmi -f x:1", "Untagged: x:1\nDeleted: x:1\n", "", `"Force":true`, 0},
+		{"rmi -f x:1", "Deleted: x:1\n", "", `"Force":true`, 0},
 		{"tag x y", "", "", `{"Src":"x","Dst":"y"}`, 0},
 		{"push x r/x", "sha256:pp\n", "r/x: 3B", `{"Src":"x","Dst":"r/x"}`, 0},
 		{"convert --format zstd:chunked --level 3 x r/x", "sha256:cc\n", "", `"Format":"zstd:chunked","Platform":"","Level":3`, 0},
@@ -104,12 +104,14 @@ func TestJSONIsOneObjectALine(t *testing.T) {
 }
 
 func TestCreateArguments(t *testing.T) {
-	var a control.CreateArgs
+	decoded := make(chan control.CreateArgs, 1)
 	d := newDaemon(t, map[string]func(*control.Request) error{
 		control.OpCreate: func(r *control.Request) error {
+			var a control.CreateArgs
 			if err := r.Decode(&a); err != nil {
 				return err
 			}
+			decoded <- a
 			return r.Reply(control.Created{ID: a.ID, Name: "made_up", Warnings: []string{"careful"}})
 		},
 	})
@@ -127,6 +129,7 @@ func TestCreateArguments(t *testing.T) {
 	if status := env.main(args); status != 0 {
 		t.Fatalf("exit status %d: %s", status, errs())
 	}
+	a := <-decoded
 	if len(a.ID) != 64 || out() != a.ID+"\n" || !strings.Contains(errs(), "warning: careful") {
 		t.Errorf("ID %q, stdout %q, stderr %q", a.ID, out(), errs())
 	}
