@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -63,9 +64,13 @@ func (s *session) run(ctx context.Context, env *Env) (monitor.Exit, error) {
 	signal.Notify(caught, s.signals()...)
 	defer signal.Stop(caught)
 	var killed atomic.Int32
+	var forwarding sync.WaitGroup
+	defer forwarding.Wait()
 	finished := make(chan struct{})
 	defer close(finished)
-	go s.forward(env, c, caught, finished, func(n unix.Signal) { killed.Store(int32(n)); cancel() })
+	forwarding.Go(func() {
+		s.forward(env, c, caught, finished, func(n unix.Signal) { killed.Store(int32(n)); cancel() })
+	})
 
 	exit, err := c.Wait(ctx, nil)
 	switch {
