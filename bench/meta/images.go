@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -212,7 +213,9 @@ func (s *stand) mounts(rounds int) ([]row, error) {
 	if err := os.Mkdir(image, 0o700); err != nil {
 		return nil, err
 	}
-	var times [2][]time.Duration
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	var times [2][]spent
 	for round := range rounds {
 		for i := range 2 {
 			i = (i + round) % 2
@@ -222,16 +225,15 @@ func (s *stand) mounts(rounds int) ([]row, error) {
 					return nil, err
 				}
 			}
-			begin := time.Now()
-			err := s.mountOne(i == 1, image, dir)
-			times[i] = append(times[i], time.Since(begin))
+			t, err := s.time(op{do: func(*system, *treeInfo) error { return s.mountOne(i == 1, image, dir) }}, nil)
+			times[i] = append(times[i], t)
 			if err := errors.Join(err, mounts.Clear(dir), mounts.Clear(image)); err != nil {
 				return nil, err
 			}
 		}
 	}
-	const op = "mount 30,000 files"
-	return []row{newRow(op, "overlay", times[0], times[0]), newRow(op, "ours", times[1], times[0])}, nil
+	const name = "mount 30,000 files"
+	return []row{newRow(name, "overlay", times[0], times[0]), newRow(name, "ours", times[1], times[0])}, nil
 }
 
 func (s *stand) mountOne(ours bool, image, dir string) error {

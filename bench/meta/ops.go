@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	goruntime "runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,10 +20,11 @@ type op struct {
 }
 
 var ops = []op{
-	{"walk cold", true, walkAll},
+	{"walk cold", true, find},
 	{"read small cold", true, func(s *system, i *treeInfo) error { return s.each(i.small, s.read) }},
 	{"read large cold", true, func(s *system, i *treeInfo) error { return s.each(i.large, s.read) }},
-	{"walk", false, walkAll},
+	{"walk", false, find},
+	{"walk+stat", false, list},
 	{"stat all", false, func(s *system, i *treeInfo) error { return s.each(i.names, s.stat) }},
 	{"open+close all", false, func(s *system, i *treeInfo) error { return s.each(i.files, s.openClose) }},
 	{"read small", false, func(s *system, i *treeInfo) error { return s.each(i.small, s.read) }},
@@ -31,7 +33,9 @@ var ops = []op{
 
 // measure does every operation on every system in each round.
 func (s *stand) measure(ctx context.Context, rounds int) ([]row, error) {
-	times := map[[2]string][]time.Duration{}
+	goruntime.LockOSThread() // whose CPU time is measured
+	defer goruntime.UnlockOSThread()
+	times := map[[2]string][]spent{}
 	for round := range rounds {
 		step("round %d of %d", round+1, rounds)
 		primed := false
@@ -65,15 +69,33 @@ func (s *stand) measure(ctx context.Context, rounds int) ([]row, error) {
 	return rows, nil
 }
 
-func (s *stand) time(o op, sys *system) (time.Duration, error) {
+// spent is what something took: time, and of that, CPU time of the thread.
+type spent struct{ wall, cpu time.Duration }
+
+func (s *stand) time(o op, sys *system) (t spent, err error) {
 	if o.cold {
 		if err := dropCaches(); err != nil {
-			return 0, err
+			return t, err
 		}
 	}
+	cpu, err := threadCPU()
+	if err != nil {
+		return t, err
+	}
 	begin := time.Now()
-	err := o.do(sys, &s.info)
-	return time.Since(begin), err
+	if err := o.do(sys, &s.info); err != nil {
+		return t, err
+	}
+	t.wall = time.Since(begin)
+	end, err := threadCPU()
+	t.cpu = end - cpu
+	return t, err
+}
+
+func threadCPU() (time.Duration, error) {
+	var ts unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
+	return time.Duration(ts.Nano()), err
 }
 
 // prime does every warm operation once.
@@ -144,16 +166,21 @@ func (s *system) read(name string) error {
 	return nil
 }
 
-// walkAll reads every directory, and finds those by their type, as find(1) does.
-func walkAll(s *system, i *treeInfo) error {
-	n, err := walk(s.fd, ".")
+// find reads every directory, and finds those by their type, as find(1) does.
+func find(s *system, i *treeInfo) error { return walkAll(s, i, false) }
+
+// list also asks for the attributes of every name, as ls -lR does.
+func list(s *system, i *treeInfo) error { return walkAll(s, i, true) }
+
+func walkAll(s *system, i *treeInfo, stat bool) error {
+	n, err := walk(s.fd, ".", stat)
 	if err == nil && n != i.Names-1 {
 		err = fmt.Errorf("walk saw %d names of %d", n, i.Names-1)
 	}
 	return err
 }
 
-func walk(at int, name string) (total int, err error) {
+func walk(at int, name string, stat bool) (total int, err error) {
 	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
@@ -172,8 +199,14 @@ func walk(at int, name string) (total int, err error) {
 				continue
 			}
 			total++
+			if stat {
+				var st unix.Stat_t
+				if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+					return total, err
+				}
+			}
 			if p[18] == unix.DT_DIR {
-				below, err := walk(fd, name)
+				below, err := walk(fd, name, stat)
 				total += below
 				if err != nil {
 					return total, err

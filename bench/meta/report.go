@@ -14,19 +14,28 @@ type row struct {
 	Op, System       string
 	Median, Min, Max float64 // milliseconds
 	Ratio            float64 // median of those to the base of the same round
+	CPU, CPURatio    float64 // the same of the CPU time of the thread alone
 	N                int
 }
 
-func newRow(op, system string, times, base []time.Duration) row {
-	r := row{Op: op, System: system, N: len(times)}
-	ratios := make([]float64, len(times))
-	ms := make([]float64, len(times))
-	for i, t := range times {
-		ms[i] = t.Seconds() * 1e3
-		ratios[i] = float64(t) / float64(base[i])
+func newRow(op, system string, times, base []spent) row {
+	wall := func(s spent) time.Duration { return s.wall }
+	cpu := func(s spent) time.Duration { return s.cpu }
+	ms, ratios := series(times, base, wall)
+	cpuMS, cpuRatios := series(times, base, cpu)
+	return row{
+		Op: op, System: system, N: len(times), Median: median(ms), Min: slices.Min(ms), Max: slices.Max(ms), Ratio: median(ratios),
+		CPU: median(cpuMS), CPURatio: median(cpuRatios),
 	}
-	r.Median, r.Min, r.Max, r.Ratio = median(ms), slices.Min(ms), slices.Max(ms), median(ratios)
-	return r
+}
+
+// series returns milliseconds, and the ratios to the base of the same round.
+func series(times, base []spent, of func(spent) time.Duration) (ms, ratios []float64) {
+	for i, t := range times {
+		ms = append(ms, of(t).Seconds()*1e3)
+		ratios = append(ratios, float64(of(t))/float64(max(of(base[i]), 1)))
+	}
+	return ms, ratios
 }
 
 func median[T cmp.Ordered](list []T) T {
@@ -41,19 +50,19 @@ func (r *result) table(w io.Writer) error {
 	op := ""
 	for _, x := range slices.Concat(r.Files, r.Mounts) {
 		if op == "" {
-			fmt.Fprintf(t, "operation\tsystem\tmedian ms\tleast\tmost\tratio\t\n")
+			fmt.Fprintf(t, "operation\tsystem\tmedian ms\tleast\tmost\tratio\tCPU ms\tratio\t\n")
 		}
 		if op != x.Op {
 			op = x.Op
-			fmt.Fprintf(t, "\t\t\t\t\t\t\n")
+			fmt.Fprintf(t, "\t\t\t\t\t\t\t\t\n")
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t\n", x.Op, x.System, x.Median, x.Min, x.Max, x.Ratio)
+		fmt.Fprintf(t, "%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", x.Op, x.System, x.Median, x.Min, x.Max, x.Ratio, x.CPU, x.CPURatio)
 	}
 	if len(r.Builds) > 0 {
-		fmt.Fprintf(t, "\t\t\t\t\t\t\nmetadata of\topen TOCs\tkeep indexes\tmerge\twrite image\ttotal ms\tpeak RSS MB\t\n")
+		fmt.Fprintf(t, "\t\t\t\t\t\t\t\t\nmetadata of\topen TOCs\tkeep indexes\tmerge\twrite image\ttotal ms\tpeak RSS MB\t\t\n")
 	}
 	for _, b := range r.Builds {
-		fmt.Fprintf(t, "%d files\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t\n", b.Files, b.Open, b.Keep, b.Merge, b.Write, b.Total, b.PeakMB)
+		fmt.Fprintf(t, "%d files\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t\t\n", b.Files, b.Open, b.Keep, b.Merge, b.Write, b.Total, b.PeakMB)
 	}
 	return t.Flush()
 }

@@ -87,7 +87,8 @@ func flags(args []string) (*config, error) {
 	if len(c.command) == 0 {
 		c.command = []string{"true"}
 	}
-	if c.rounds < 0 || c.images < 0 || c.mounted < 0 || c.mounted > c.images || c.files < 1 {
+	c.mounted = min(c.mounted, c.images)
+	if c.rounds < 0 || c.images < 0 || c.mounted < 0 || c.files < 1 {
 		return nil, errors.New("a number is out of range")
 	}
 	return c, nil
