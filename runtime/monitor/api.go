@@ -70,7 +70,7 @@ type ExecArgs struct {
 	User       string   `json:",omitempty"` // "" is the container's
 	Workdir    string   `json:",omitempty"` // "" is the container's
 	TTY        bool     `json:",omitempty"`
-	Privileged bool     `json:",omitempty"` // all capabilities, no seccomp
+	Privileged bool     `json:",omitempty"` // all capabilities; the seccomp filter stays the container's
 	Detach     bool     `json:",omitempty"` // answer when it has started
 	Size
 }

@@ -24,6 +24,7 @@ type held struct {
 	dir    string
 	cfg    *Config
 	runner *fakeRunner
+	real   bool // package runtime instead of runner
 	result chan error
 	ended  sync.Once
 	err    error
@@ -31,6 +32,14 @@ type held struct {
 
 // hold starts a monitor of a fake container that runs argv. change may alter the configuration.
 func hold(t *testing.T, argv []string, change func(*Config)) *held {
+	t.Helper()
+	h := prepare(t, argv, change)
+	h.start()
+	return h
+}
+
+// prepare is hold without the start.
+func prepare(t *testing.T, argv []string, change func(*Config)) *held {
 	t.Helper()
 	base := t.TempDir()
 	h := &held{t: t, dir: filepath.Join(base, "containers", "c1"), runner: &fakeRunner{}, result: make(chan error, 1)}
@@ -47,15 +56,18 @@ func hold(t *testing.T, argv []string, change func(*Config)) *held {
 	if err := h.cfg.Save(h.dir); err != nil {
 		t.Fatal(err)
 	}
-	h.start()
 	return h
 }
 
 func (h *held) start() {
 	ready, w := io.Pipe()
+	o := Options{Ready: w}
+	if !h.real {
+		o.Runner = h.runner
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		h.result <- Run(ctx, h.dir, Options{Ready: w, Runner: h.runner})
+		h.result <- Run(ctx, h.dir, o)
 		w.Close()
 	}()
 	h.t.Cleanup(func() {
