@@ -49,7 +49,7 @@ func (s *Service) Pull(ctx context.Context, a control.PullArgs, progress func(co
 	}
 	key := ref.String() + " " + a.Platform
 	row, err := s.pulls.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*manifestRow, error) {
-		return s.pull(ctx, ref, a.Platform, p)
+		return s.pull(ctx, ref, a.Platform, ref.String(), p)
 	})
 	if err != nil {
 		return nil, err
@@ -84,7 +84,9 @@ func (s *Service) usable(m *manifestRow) bool {
 	return err == nil
 }
 
-func (s *Service) pull(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*manifestRow, error) {
+// pull brings an image in and records it under name. Without a name the image
+// is known already, and only its parts come back.
+func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name string, progress func(control.Progress)) (*manifestRow, error) {
 	progress(control.Progress{Action: "resolving"})
 	img, err := s.Registry.Resolve(ctx, ref, platform)
 	if err != nil {
@@ -92,7 +94,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform string, p
 	}
 	progress(control.Progress{Action: "resolving", Done: true})
 	release := s.pin(img)
-	row, err := s.bringIn(ctx, img, progress)
+	row, err := s.bringIn(ctx, img, name, progress)
 	release()
 	if err != nil { // nothing is left of it; what others bring in is pinned
 		if cerr := s.Collect(s.base); cerr != nil {
@@ -104,7 +106,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform string, p
 }
 
 // bringIn makes everything of an image and records it.
-func (s *Service) bringIn(ctx context.Context, img *registry.Image, progress func(control.Progress)) (*manifestRow, error) {
+func (s *Service) bringIn(ctx context.Context, img *registry.Image, name string, progress func(control.Progress)) (*manifestRow, error) {
 	row := &manifestRow{
 		Desc: img.Desc, Source: img.Ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
 		Layers: make([]string, len(img.Manifest.Layers)), Platform: img.Platform(),
@@ -119,10 +121,15 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, progress fun
 		return nil, err
 	}
 	return row, s.db.Update(func(tx *bolt.Tx) error {
-		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil {
+		if name == "" {
+			if err := get(tx, "manifests", string(row.Desc.Digest), new(manifestRow)); err != nil {
+				return err // it was removed meanwhile
+			}
+		}
+		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil || name == "" {
 			return err
 		}
-		return put(tx, "names", row.Source, nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
+		return put(tx, "names", name, nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
 	})
 }
 
@@ -232,12 +239,14 @@ func (s *Service) knownLayer(key string) bool {
 
 // reingest brings back the layers of a known image that an unclean boot cost,
 // by the manifest as it was.
-func (s *Service) reingest(ctx context.Context, k *Known, progress func(control.Progress)) error {
+func (s *Service) reingest(ctx context.Context, k *Known) error {
 	ref, err := registry.ParseRef(k.Source)
 	if err != nil {
 		return err
 	}
-	_, err = s.pull(ctx, ref.WithDigest(k.Desc.Digest), k.Platform, progress)
+	_, err = s.pulls.do(ctx, s.base, string(k.Desc.Digest), nil, func(ctx context.Context, p func(control.Progress)) (*manifestRow, error) {
+		return s.pull(ctx, ref.WithDigest(k.Desc.Digest), k.Platform, "", p)
+	})
 	if err != nil {
 		return fmt.Errorf("image %s must be fetched again: %w", k.Ref, err)
 	}

@@ -143,7 +143,7 @@ func (s *Service) Rootfs(ctx context.Context, k *Known) (control.Rootfs, error) 
 // has cost: layers from the registry, the metadata image from the layers.
 func (s *Service) restore(ctx context.Context, k *Known) error {
 	if !s.usable(&k.manifestRow) {
-		return s.reingest(ctx, k, nil)
+		return s.reingest(ctx, k)
 	}
 	s.live.RLock()
 	defer s.live.RUnlock()
