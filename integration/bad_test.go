@@ -253,6 +253,7 @@ func setDiffIDs(t testing.TB, im *image, ids ...digest.Digest) {
 // TestBadInput pulls what cannot be pulled, all at once from one daemon, which
 // must go on serving and have nothing left of it.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	hub := newHub(t)
 	m := startMachine(t, "")
 	t.Run("rows", func(t *testing.T) {

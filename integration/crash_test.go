@@ -23,6 +23,7 @@ import (
 // TestWorkerKilled kills the worker again and again while four readers compare
 // what they read, and the objects are taken away so that they must come over FUSE.
 func TestWorkerKilled(t *testing.T) {
+	t.Parallel()
 	kills := 25
 	if s := os.Getenv("SNAPFS_KILLS"); s != "" {
 		var err error

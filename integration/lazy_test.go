@@ -11,6 +11,7 @@ import (
 
 // TestLazy follows an image from its first byte to a life without its registry.
 func TestLazy(t *testing.T) {
+	t.Parallel()
 	for _, format := range []string{eStargz, zstdChunked} {
 		t.Run(format, func(t *testing.T) { lazyLife(t, format) })
 	}
@@ -81,6 +82,7 @@ func lazyLife(t *testing.T, format string) {
 // TestRestartWhileMissing stops and kills the daemon under a mount whose files
 // are not local, and expects the next one to go on.
 func TestRestartWhileMissing(t *testing.T) {
+	t.Parallel()
 	hub := newHub(t)
 	im := newImage(t, eStargz, someFiles(3, "a", 60))
 	ref := hub.put(t, "missing", im)

@@ -44,6 +44,7 @@ func (m *machine) refuses(d *daemon, says ...string) {
 }
 
 func TestTwoDaemonsOfOneRoot(t *testing.T) {
+	t.Parallel()
 	m := startMachine(t, "")
 	m.refuses(m.launch(), "another daemon", m.root, fmt.Sprint(m.d.cmd.Process.Pid))
 	m.refuses(m.launch("--run", filepath.Join(m.dir, "r2")), "another daemon", m.root)
@@ -51,6 +52,7 @@ func TestTwoDaemonsOfOneRoot(t *testing.T) {
 }
 
 func TestNewerState(t *testing.T) {
+	t.Parallel()
 	m := startMachine(t, "")
 	m.stop()
 	setMeta(t, m, "format", 99)
@@ -69,6 +71,7 @@ func TestNewerState(t *testing.T) {
 }
 
 func TestBrokenDatabase(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "")
 	if err := os.Mkdir(m.root, 0o700); err != nil {
 		t.Fatal(err)
@@ -93,6 +96,7 @@ func setMeta(t *testing.T, m *machine, key string, v any) {
 }
 
 func TestNotRoot(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "")
 	if err := os.Chmod(filepath.Dir(m.snapd), 0o755); err != nil {
 		t.Fatal(err)
@@ -113,6 +117,7 @@ func (m *machine) anybody() (string, error) {
 
 // TestNoFuse hides /dev/fuse from the daemon.
 func TestNoFuse(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, "")
 	d := &daemon{}
 	self, err := os.Executable()
