@@ -1,7 +1,7 @@
 // Command demo shows on this machine what snapfs does: it makes an image of the
 // Go toolchain, serves it from a registry behind a slow link, and starts it cold,
 // warm, and after a full download. With IMAGE=REFERENCE it uses that image and
-// the network instead. KEEP=1 leaves the daemon, registry and state running.
+// the network instead. With KEEP=1 all of it stays up until Ctrl-C.
 package main
 
 import (
@@ -50,8 +50,8 @@ func main() {
 type demo struct {
 	bin, dir string
 	image    string
-	link     *link.Link // nil: the real network
-	keep     bool
+	link     *link.Link     // nil: the real network
+	stops    []func() error // of the daemons
 }
 
 func run(ctx context.Context) (err error) {
@@ -62,13 +62,11 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &demo{bin: bin, image: os.Getenv("IMAGE"), keep: os.Getenv("KEEP") == "1"}
+	d := &demo{bin: bin, image: os.Getenv("IMAGE")}
 	if d.dir, err = os.MkdirTemp("/var/tmp", "snapfs-demo-"); err != nil {
 		return err
 	}
-	if !d.keep {
-		defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
-	}
+	defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
 	commands := [][]string{{"go", "version"}, {"go", "run", "hello.go"}}
 	if d.image == "" {
 		ctx, cancel := context.WithCancel(ctx)
@@ -81,13 +79,18 @@ func run(ctx context.Context) (err error) {
 	} else {
 		commands = [][]string{strings.Fields(cmp.Or(os.Getenv("COMMAND"), "true"))}
 	}
+	defer func() {
+		for _, stop := range d.stops {
+			err = errors.Join(err, stop())
+		}
+	}()
 	r := &report{demo: d}
 	if err := d.measure(ctx, r, commands); err != nil {
 		return err
 	}
 	r.print(os.Stdout)
-	if d.keep {
-		fmt.Printf("\nKept: SNAPFS_HOST=unix://%s/run/snapd.sock bin/snapctl …   (state in %s; Ctrl-C ends the registry)\n", d.node("lazy"), d.dir)
+	if os.Getenv("KEEP") == "1" {
+		fmt.Printf("\nKept until Ctrl-C: SNAPFS_HOST=unix://%s/run/snapd.sock bin/snapctl …   (state in %s)\n", d.node("lazy"), d.dir)
 		<-ctx.Done()
 	}
 	return nil
@@ -157,26 +160,26 @@ func step(format string, args ...any) { fmt.Fprintf(os.Stderr, "· "+format+"\n"
 func (d *demo) node(name string) string { return filepath.Join(d.dir, name) }
 
 // start starts a daemon with an empty state directory.
-func (d *demo) start(ctx context.Context, name string) (stop func() error, err error) {
+func (d *demo) start(ctx context.Context, name string) (err error) {
 	node := d.node(name)
 	if err := os.MkdirAll(node, 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	config := filepath.Join(node, "snapd.toml")
 	// What a start needs is to be seen, not what comes after it.
 	if err := os.WriteFile(config, []byte("[pull]\ncomplete = false\n"), 0o600); err != nil {
-		return nil, err
+		return err
 	}
 	logFile, err := os.Create(filepath.Join(node, "snapd.log"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer logFile.Close()
 	cmd := exec.Command(filepath.Join(d.bin, "snapd"), "--config", config, "--root", filepath.Join(node, "root"), "--run", filepath.Join(node, "run"))
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to pass on
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	for range 500 {
 		if _, err = d.snapctl(ctx, name, "version").Output(); err == nil {
@@ -184,15 +187,16 @@ func (d *demo) start(ctx context.Context, name string) (stop func() error, err e
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	stop = func() error {
+	stop := func() error {
 		cmd.Process.Signal(syscall.SIGTERM)
 		return cmd.Wait()
 	}
 	if err != nil {
 		text, _ := os.ReadFile(logFile.Name())
-		return nil, errors.Join(fmt.Errorf("snapd does not answer: %s", bytes.TrimSpace(text)), stop())
+		return errors.Join(fmt.Errorf("snapd does not answer: %s", bytes.TrimSpace(text)), stop())
 	}
-	return stop, nil
+	d.stops = append(d.stops, stop)
+	return nil
 }
 
 func (d *demo) snapctl(ctx context.Context, name string, args ...string) *exec.Cmd {
