@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	iofs "io/fs"
 	"log/slog"
 	"math"
 	"sync/atomic"
@@ -217,10 +216,9 @@ func errno(err error) unix.Errno {
 		return unix.ETIMEDOUT // the network did not answer; the next read may do better
 	case errors.Is(err, unix.ENOMEM):
 		return unix.ENOMEM
-	case errors.Is(err, iofs.ErrNotExist):
-		return unix.ENOENT // not ENODATA: a file whose object nobody knows any more is gone
 	}
-	// *layers.DigestError, broken layers, a failing disk, a full disk (which is
+	// Not ENOENT where the registry lacks a blob: the file is there, as read(2) sees
+	// it. *layers.DigestError, broken layers, a failing disk, a full disk (which is
 	// ours, not the reader's), a registry that refuses.
 	return unix.EIO
 }

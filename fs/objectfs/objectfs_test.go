@@ -235,7 +235,7 @@ func TestErrors(t *testing.T) {
 		{context.DeadlineExceeded, unix.ETIMEDOUT},
 		{unix.ENOMEM, unix.ENOMEM},
 		{unix.ENOSPC, unix.EIO},
-		{os.ErrNotExist, unix.ENOENT},
+		{os.ErrNotExist, unix.EIO},
 		{context.Canceled, unix.EIO}, // not of this request
 		{layers.ErrTooLarge, unix.EIO},
 		{io.ErrUnexpectedEOF, unix.EIO},

@@ -49,7 +49,7 @@ type Options struct {
 	Store *objects.Store
 	Log   *slog.Logger // nil discards
 	// Timeout bounds one try to read a range, apart from the time its bytes
-	// take on a slow link; 0 is 15 s. A chunk is tried twice, and once more
+	// take on a slow link; 0 is 14 s. A chunk is tried twice, and once more
 	// for every further layer that has it.
 	Timeout time.Duration
 	// Parallel is how many requests the background has under way when nobody
@@ -91,7 +91,7 @@ func New(o Options) *Fetcher {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Timeout == 0 {
-		o.Timeout = 15 * time.Second
+		o.Timeout = 14 * time.Second
 	}
 	if o.Parallel == 0 {
 		o.Parallel = 3
@@ -168,7 +168,10 @@ func (f *Fetcher) Size(sum layers.Sum) (int64, bool) {
 	}
 	src := f.sources(sum)
 	if len(src) == 0 {
-		return f.store.Size(sum) // the last chunk may just have come
+		if n, ok := f.store.Size(sum); ok { // the last chunk may just have come
+			return n, true
+		}
+		return f.promised(sum)
 	}
 	for _, s := range src[1:] {
 		if s.size != src[0].size {
@@ -180,6 +183,19 @@ func (f *Fetcher) Size(sum layers.Sum) (int64, bool) {
 		}
 	}
 	return src[0].size, true
+}
+
+// promised is the size of an object of which all layers have other bytes than
+// they promised: it is there, and cannot be read.
+func (f *Fetcher) promised(sum layers.Sum) (int64, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, l := range f.layers {
+		if ref, ok := l.Index.Lookup(sum); ok && f.lies[lie{sum, l}] != nil {
+			return ref.Size, true
+		}
+	}
+	return 0, false
 }
 
 // ReadAt reads from an object like [io.ReaderAt]. What is missing is fetched; it

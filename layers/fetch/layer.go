@@ -7,6 +7,7 @@ import (
 	"sort"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/snapfs/snapfs/layers"
 )
@@ -18,11 +19,33 @@ type layer struct {
 	base    context.Context // ends with Remove
 	cancel  context.CancelFunc
 	touched atomic.Int64
+	down    atomic.Pointer[outage]
 
 	mu      sync.Mutex
 	order   *order
 	streams [4]stream
 	turn    int // of streams, to be replaced next
+}
+
+// An outage is remembered for those who ask at once for what somebody has just
+// waited long for in vain. The kernel does: of a read-ahead that failed it asks
+// for the first page again (filemap_read, Linux 6.18), and waits as long again.
+type outage struct {
+	until time.Time
+	err   error
+}
+
+const (
+	longWait = 5 * time.Second // of a flight that failed; shorter ones are not remembered
+	memory   = time.Second     // for how long
+)
+
+// outage is why a reader need not wait for the layer just now; nil: it may.
+func (l *layer) outage() error {
+	if o := l.down.Load(); o != nil && time.Now().Before(o.until) {
+		return o.err
+	}
+	return nil
 }
 
 // An order lists the stored chunks of a layer as they lie in its blob: 24 bytes

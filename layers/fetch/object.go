@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/objects"
@@ -46,6 +47,7 @@ type flight struct {
 	data []byte // only if it could not be kept,
 	lost error  // and why
 
+	began time.Time
 	errs  []error // of tries that failed
 	tried map[*layer]int
 }

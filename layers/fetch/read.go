@@ -122,6 +122,12 @@ func (f *Fetcher) launch(o *object, mine []int, flights []*flight, c class) {
 		return
 	}
 	l := src[0].l
+	if err := l.outage(); err != nil && c == demand {
+		for _, p := range parts {
+			f.land(p, err)
+		}
+		return
+	}
 	reqs := []*request{newRequest(l, c)}
 	for _, p := range parts {
 		p.ck = src[0].chunks[p.i]

@@ -80,7 +80,7 @@ func (f *Fetcher) claim(o *object, i int, r *request) (fl *flight, isNew bool) {
 	if o.has(i) {
 		return nil, false
 	}
-	fl = &flight{done: make(chan struct{}), r: r, tried: make(map[*layer]int)}
+	fl = &flight{done: make(chan struct{}), r: r, began: time.Now(), tried: make(map[*layer]int)}
 	o.flights[i] = fl
 	f.hold(o)
 	return fl, true
@@ -273,7 +273,13 @@ const pause = 200 * time.Millisecond
 func (f *Fetcher) retry(c class, p part) {
 	src := slices.DeleteFunc(slices.Clone(f.from(p.o)), func(s source) bool { return p.fl.tried[s.l] > 1 })
 	if len(src) == 0 || f.base.Err() != nil {
-		f.land(p, fmt.Errorf("object %s: chunk %d: %w", p.o.sum, p.i, errors.Join(p.fl.errs...)))
+		err := fmt.Errorf("object %s: chunk %d: %w", p.o.sum, p.i, errors.Join(p.fl.errs...))
+		if time.Since(p.fl.began) > longWait {
+			for l := range p.fl.tried {
+				l.down.Store(&outage{time.Now().Add(memory), err})
+			}
+		}
+		f.land(p, err)
 		return
 	}
 	s := slices.MinFunc(src, func(a, b source) int { return cmp.Compare(p.fl.tried[a.l], p.fl.tried[b.l]) })
