@@ -309,9 +309,9 @@ func (s *start) finishProcess(withInit bool) error {
 	}
 	p.stdio(s.stdin, s.proc.terminal)
 	p.oomScore(pr.oomScore, s.ownProcfs)
-	p.rlimits(pr.rlimits)
 	p.defaultSignals(ignoredSignals())
 	p.chdir(pr.cwd)
+	p.rlimits(pr.rlimits) // nothing is opened any more
 	keep := reportFD
 	if withInit {
 		if err := s.openReport(); err != nil {
