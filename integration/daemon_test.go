@@ -79,12 +79,8 @@ func startMachine(t *testing.T, config string) *machine {
 // launch starts a daemon and does not wait for it. args are added to its command line.
 func (m *machine) launch(args ...string) *daemon {
 	m.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		m.Fatal(err)
-	}
 	file := filepath.Join(m.dir, "snapd.toml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "runner = %q\n%s\n", self, m.config), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(m.config+"\n"), 0o600); err != nil {
 		m.Fatal(err)
 	}
 	d := &daemon{cmd: exec.Command(m.snapd, append([]string{"--config", file, "--root", m.root, "--run", m.run}, args...)...)}

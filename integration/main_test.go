@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -11,19 +10,10 @@ import (
 	"testing"
 
 	"github.com/snapfs/snapfs/fs/mounts"
-	"github.com/snapfs/snapfs/internal/supervisor/keeper"
 )
 
-// TestMain lets this program stand in for snapctl where the daemon runs it: no
-// test here starts a container, so the keeper is all that it needs.
+// TestMain runs the tests, all at once, and removes the programs they have built.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "keeper" {
-		if err := keeper.Keep(context.Background(), os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, "keeper:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
 	flag.Parse()
 	flag.Set("test.parallel", "32") // they wait for timeouts, not for a CPU
 	code := m.Run()
@@ -42,12 +32,11 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	binaries = dir
-	snapd := filepath.Join(dir, "snapd")
-	out, err := exec.Command("go", "build", "-o", snapd, "github.com/snapfs/snapfs/cmd/snapd").CombinedOutput()
+	out, err := exec.Command("go", "build", "-o", dir, "github.com/snapfs/snapfs/cmd/snapd", "github.com/snapfs/snapfs/cmd/snapctl").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return snapd, nil
+	return filepath.Join(dir, "snapd"), nil // it finds snapctl beside it
 })
 
 // needs skips the test on a machine that cannot run the daemon, and returns

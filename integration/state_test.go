@@ -120,16 +120,8 @@ func TestNoFuse(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "")
 	d := &daemon{}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(m.dir, "snapd.toml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "runner = %q\n", self), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	d.cmd = exec.Command("/bin/sh", "-c", `mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"`, "sh",
-		m.snapd, "--config", file, "--root", m.root, "--run", m.run)
+		m.snapd, "--root", m.root, "--run", m.run)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	d.cmd.Stderr = &d.log
 	if err := d.cmd.Start(); err != nil {
