@@ -31,8 +31,8 @@ Shows one tree of files in four ways, each as the lower layer of a writable over
   fuse      the same metadata, and every object served over FUSE by a process of its own
   sealed    EROFS metadata with the bytes of files up to 16 KiB in it, larger ones in the store
 
-and times the same operations on each, one system after another, the first one
-another in every round. "cold" is after dropping all caches of the machine;
+and times the same operations on each, one system after another, in another order
+in every round. "cold" is after dropping all caches of the machine;
 "warm" after each operation was done once. The table has the medians, and the
 medians of the ratios to overlay of the same round; beside them those of the CPU
 time of the thread that does it, which a busy machine disturbs less. (What the FUSE

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	goruntime "runtime"
 	"time"
@@ -46,11 +47,13 @@ func (s *stand) measure(ctx context.Context, rounds int) ([]row, error) {
 					return nil, err
 				}
 			}
-			for i := range s.systems {
+			// Not only rotated: what one leaves behind (FUSE's small pages) must not
+			// always meet the same other one.
+			for _, i := range rand.New(rand.NewPCG(uint64(round), uint64(n))).Perm(len(s.systems)) {
 				if err := ctx.Err(); err != nil {
 					return nil, err
 				}
-				sys := s.systems[(i+round+n)%len(s.systems)]
+				sys := s.systems[i]
 				d, err := s.time(o, sys)
 				if err != nil {
 					return nil, fmt.Errorf("%s: %s: %w", sys.name, o.name, err)
