@@ -168,6 +168,9 @@ func (c *Conn) readFull(p []byte) error {
 			return errors.New("too many descriptors in a frame")
 		}
 		got += n
+		if errors.Is(err, unix.ECONNRESET) { // the peer ended without reading what we sent
+			return io.ErrUnexpectedEOF
+		}
 		if err != nil {
 			return err
 		}

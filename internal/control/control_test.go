@@ -106,3 +106,22 @@ func TestHostileFrames(t *testing.T) {
 		})
 	}
 }
+
+// A server that ends while a request lies unread resets the connection.
+func TestServerThatEndsUnread(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			c.Read(make([]byte, 1)) // there is more
+			c.Close()
+		}
+	}()
+	if _, err := Call(t.Context(), path, "x", []int{1, 2, 3}, nil, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("Call: %v, want io.ErrUnexpectedEOF", err)
+	}
+}

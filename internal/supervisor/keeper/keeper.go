@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -205,8 +206,8 @@ func Take(ctx context.Context, run string) (fuse *os.File, init []byte, err erro
 // End ends the keeper of run. It is no error if there is none.
 func End(ctx context.Context, run string) error {
 	_, err := control.Call(ctx, Socket(run), opEnd, nil, nil, nil)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil // there is none, or it was about to end
 	}
 	return err
 }
