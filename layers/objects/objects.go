@@ -169,13 +169,13 @@ func (s *Store) start() error {
 	return s.loadPacks()
 }
 
-// sweepTemp removes what a dead process left in tmp/. Only a record's temporary
-// file ever has a name there, and the lock that is held is the one it is written under.
+// sweepTemp removes what a dead process left in tmp/: a record's temporary file,
+// which is written under the lock that is held, and what others keep there.
 func (s *Store) sweepTemp() error {
 	names, err := s.list("tmp")
 	for _, name := range names {
 		if name != "lock" && name != "users" {
-			err = errors.Join(err, s.unlink("tmp/"+name))
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.dir, "tmp", name))) // it may be a directory
 		}
 	}
 	return err
