@@ -108,12 +108,23 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	cutOff, err := tidy(o.Root)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
 	s := &Service{Options: o, db: d, open: map[string]*indexfile.File{}, unpacking: make(chan struct{}, tarindex.Parallel)}
 	s.base, s.end = context.WithCancel(ctx)
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	s.background.Go(s.barriers)
+	if cutOff {
+		s.background.Go(func() {
+			if err := s.Collect(s.base); err != nil && s.base.Err() == nil {
+				s.Log.Error("release what a pull that was cut off has left", "err", err)
+			}
+		})
+	}
 	return s, nil
 }
 
