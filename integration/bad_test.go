@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -190,6 +191,18 @@ var images = []badRow{
 	{name: "a name longer than any", image: func(t *testing.T) *image {
 		return newImage(t, gzipTar, []file{reg(strings.Repeat("x", 256), []byte("x"))})
 	}, code: control.CodeInvalid, says: []string{"layer"}},
+	{name: "zstd frame of an endless window", image: func(t *testing.T) *image {
+		return rewrite(t, newImage(t, zstdTar, ordinary(122)), func([]byte) []byte {
+			return append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf8}, noise(6, 4096)...) // Window_Descriptor: 2^41 bytes (RFC 8878, 3.1.1.1.2)
+		})
+	}, code: control.CodeInvalid, says: []string{"layer"}},
+	{name: "no annotation for the TOC", image: func(t *testing.T) *image {
+		im := newImage(t, eStargz, ordinary(123))
+		im.manifest.Layers[0].Annotations = nil
+		im.seal(t)
+		im.want["stargz.index.json"] = sha256.Sum256(tocOf(t, im))
+		return im
+	}},
 	{name: "gzip bomb behind the tar", image: bomb, code: control.CodeInvalid, says: []string{"layer"}},
 	{name: "gzip cut short", image: func(t *testing.T) *image {
 		return rewrite(t, newImage(t, gzipTar, ordinary(120)), func(b []byte) []byte { return b[:len(b)/2] })
@@ -351,15 +364,23 @@ func (m *machine) nothingLeft() {
 	if left := m.images(); len(left) > 0 {
 		m.Errorf("images are left: %+v", left)
 	}
-	for _, d := range []string{"layers", "images", "objects", "fresh", "partial", "packs", "quarantine", "tmp"} {
-		filepath.WalkDir(filepath.Join(m.root, d), func(p string, e fs.DirEntry, err error) error {
-			if err == nil && !e.IsDir() && filepath.Base(p) != "lock" && filepath.Base(p) != "users" {
-				m.Errorf("left behind: %s", p)
-			}
-			return nil
-		})
+	for _, p := range m.leftovers() {
+		m.Errorf("left behind: %s", p)
 	}
 	if dirs, err := filepath.Glob(filepath.Join(m.run, "images", "*")); err != nil || len(dirs) > 0 {
 		m.Errorf("metadata images are left mounted: %v, %v", dirs, err)
 	}
+}
+
+// leftovers are the files below the root that belong to an image, or to none.
+func (m *machine) leftovers() (left []string) {
+	for _, d := range []string{"layers", "images", "objects", "fresh", "partial", "packs", "quarantine", "tmp"} {
+		filepath.WalkDir(filepath.Join(m.root, d), func(p string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() && filepath.Base(p) != "lock" && filepath.Base(p) != "users" {
+				left = append(left, p)
+			}
+			return nil
+		})
+	}
+	return left
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -198,4 +199,33 @@ func TestRemoveWhilePulling(t *testing.T) {
 	m.unmount(top)
 	m.must(control.OpRmi, control.RemoveImagesArgs{Refs: []string{refTwo, hub.ref("third")}}, nil)
 	m.nothingLeft()
+}
+
+// TestKilledWhilePulling kills all of the daemon in the middle of a pull. The
+// next one must not keep what nobody can use.
+func TestKilledWhilePulling(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t)
+	m := startMachine(t, "")
+	im := newImage(t, gzipTar, someFiles(950, "a", 20), someFiles(951, "b", 20))
+	ref := hub.put(t, "killed", im)
+	g := newGate()
+	hub.misbehave("killed", g.fault(blob(im.layer(1))))
+	_, r := m.pulling(t.Context(), ref)
+	g.wait(t)
+	m.kill()
+	if err := m.finish(r); err == nil {
+		t.Error("pull: no error")
+	}
+	converting := filepath.Join(m.root, "tmp", "convert-1") // what a conversion that is killed leaves
+	if err := errors.Join(os.Mkdir(converting, 0o700), os.WriteFile(filepath.Join(converting, "0"), noise(1, 1000), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	for deadline := time.Now().Add(patience); len(m.leftovers()) > 0 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	m.nothingLeft()
+	hub.misbehave("killed", nil)
+	im.check(t, m.mount(ref, false))
 }

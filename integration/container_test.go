@@ -49,7 +49,7 @@ func inside(t *testing.T) file {
 	t.Helper()
 	exe := filepath.Join(t.TempDir(), "inside")
 	c := exec.Command("go", "build", "-ldflags=-s -w", "-o", exe, "./testdata/inside")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}

@@ -43,22 +43,7 @@ func lie(t testing.TB, files []file, f func(*toc)) *image {
 	desc := &im.manifest.Layers[0]
 	old := im.blobs[desc.Digest]
 	delete(im.blobs, desc.Digest)
-	off, err := strconv.ParseInt(string(old[len(old)-tocFooter+16:len(old)-tocFooter+32]), 16, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	z, err := gzip.NewReader(bytes.NewReader(old[off:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := tar.NewReader(z)
-	if _, err := r.Next(); err != nil {
-		t.Fatal(err)
-	}
-	doc, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	off, doc := readTOC(t, old)
 	var c toc
 	if err := json.Unmarshal(doc, &c); err != nil {
 		t.Fatal(err)
@@ -76,6 +61,34 @@ func lie(t testing.TB, files []file, f func(*toc)) *image {
 	im.blobs[desc.Digest] = b.Bytes()
 	im.seal(t)
 	return im
+}
+
+// readTOC returns where the TOC of an eStargz blob begins, and its document.
+func readTOC(t testing.TB, blob []byte) (int64, []byte) {
+	t.Helper()
+	off, err := strconv.ParseInt(string(blob[len(blob)-tocFooter+16:len(blob)-tocFooter+32]), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := gzip.NewReader(bytes.NewReader(blob[off:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := tar.NewReader(z)
+	if _, err := r.Next(); err != nil {
+		t.Fatal(err)
+	}
+	doc, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return off, doc
+}
+
+// tocOf is the document in the first layer, which is a member of its tar, too.
+func tocOf(t testing.TB, im *image) []byte {
+	_, doc := readTOC(t, im.blobs[im.layer(0)])
+	return doc
 }
 
 // footer is an empty gzip member whose extra field has the TOC's offset.
