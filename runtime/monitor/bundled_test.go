@@ -5,8 +5,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -34,6 +36,8 @@ var inside = sync.OnceValues(func() (string, error) {
 var insideDir string
 
 func TestMain(m *testing.M) {
+	// Under nohup SIGHUP is ignored, and so it would be by the fake containers.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	code := m.Run()
 	if insideDir != "" {
 		os.RemoveAll(insideDir)
