@@ -25,6 +25,7 @@ func (s *Service) Complete(k *Known) {
 // CompleteNow fetches what is missing of an image and then seals its metadata
 // image: the next mount reads small files from it.
 func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(control.Progress)) error {
+	defer s.worked.Store(true)
 	keys := s.incomplete(k)
 	if len(keys) > 0 {
 		_, err := s.completing.do(ctx, s.base, k.Tree, progress, func(ctx context.Context, p func(control.Progress)) (struct{}, error) {

@@ -24,8 +24,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -82,6 +84,7 @@ type Service struct {
 	trees      flights[*treeRow]
 	completing flights[struct{}]
 	background sync.WaitGroup
+	worked     atomic.Bool   // something was pulled or built since memory was given back
 	unpacking  chan struct{} // has room for as many layers as are unpacked at once
 
 	// live is held for writing while unneeded things are removed, and for reading
@@ -301,6 +304,9 @@ func (s *Service) barriers() {
 		case <-s.base.Done():
 			return
 		case <-t.C:
+			if s.worked.Swap(false) { // a pull's garbage is most of a resting worker's memory
+				debug.FreeOSMemory()
+			}
 			if err := s.barrier(s.base); err != nil && s.base.Err() == nil {
 				s.Log.Error("barrier", "err", err)
 			}

@@ -87,6 +87,7 @@ func (s *Service) usable(m *manifestRow) bool {
 // pull brings an image in and records it under name. Without a name the image
 // is known already, and only its parts come back.
 func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name string, progress func(control.Progress)) (*manifestRow, error) {
+	defer s.worked.Store(true)
 	progress(control.Progress{Action: "resolving"})
 	img, err := s.Registry.Resolve(ctx, ref, platform)
 	if err != nil {
