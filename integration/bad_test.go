@@ -219,7 +219,7 @@ var requests = []badRow{
 	{name: "archive that is a directory", ref: "oci-archive:/etc:x", code: control.CodeInvalid, says: []string{"/etc"}},
 }
 
-// bomb is a layer that ends after one file and goes on with a gigabyte of zeros.
+// bomb is a layer that ends after one file and goes on with 128 MiB of zeros.
 func bomb(t *testing.T) *image {
 	im := newImage(t, gzipTar, ordinary(108))
 	return rewrite(t, im, func(b []byte) []byte {
@@ -227,7 +227,7 @@ func bomb(t *testing.T) *image {
 		go func() {
 			z := gzip.NewWriter(w)
 			zero := make([]byte, 1<<20)
-			for range 1 << 10 {
+			for range 1 << 7 {
 				z.Write(zero)
 			}
 			z.Close()

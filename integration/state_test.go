@@ -158,15 +158,15 @@ func TestDiskFull(t *testing.T) {
 	good.check(t, top)
 }
 
-// someBig returns 80 MB of files.
+// someBig returns 42 MB of files.
 func someBig(seed uint64) (files []file) {
-	for i := range 20 {
+	for i := range 10 {
 		files = append(files, reg(fmt.Sprintf("big%d", i), noise(seed<<16+uint64(i), 4<<20)))
 	}
 	return files
 }
 
-// smallDisk makes the root of m a file system of 48 MiB.
+// smallDisk makes the root of m a file system of 32 MiB.
 func smallDisk(t *testing.T, m *machine) {
 	t.Helper()
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
@@ -179,7 +179,7 @@ func smallDisk(t *testing.T, m *machine) {
 	if err := os.WriteFile(img, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(img, 48<<20); err != nil {
+	if err := os.Truncate(img, 32<<20); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(m.root, 0o700); err != nil {
