@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // diskSize is that of the file system made for each pull; its file is sparse.
@@ -53,6 +54,10 @@ func newDisk(file, at string) (d *disk, err error) {
 func (d *disk) remove() (err error) {
 	if d.at != "" {
 		err = syscall.Unmount(d.at, 0)
+		for n := 0; err == syscall.EBUSY && n < 100; n++ { // the daemon's last process may be ending
+			time.Sleep(50 * time.Millisecond)
+			err = syscall.Unmount(d.at, 0)
+		}
 	}
 	if d.loop != "" {
 		_, lerr := output("losetup", "--detach", d.loop)

@@ -149,28 +149,37 @@ func (d *daemon) stop() error {
 	return nil
 }
 
-// peak is the most memory in kB that the daemon and its children of the same
-// program (snapd's worker) had resident.
+// peak is the most memory in kB that the daemon and, of snapd, its worker and
+// keeper had resident.
 func (d *daemon) peak() (int64, error) {
 	total, err := vmHWM(d.cmd.Process.Pid)
 	if err != nil {
 		return 0, err
 	}
-	pid := strconv.Itoa(d.cmd.Process.Pid)
-	kids, err := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
+	parent := fmt.Sprintf("PPid:\t%d\n", d.cmd.Process.Pid)
+	all, err := filepath.Glob("/proc/[0-9]*/status")
 	if err != nil {
-		return total, nil // a kernel without it
+		return 0, err
 	}
-	for _, kid := range strings.Fields(string(kids)) {
-		n, err := strconv.Atoi(kid)
+	for _, status := range all {
+		if b, err := os.ReadFile(status); err != nil || !strings.Contains(string(b), parent) || !ours(string(b)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(status)))
 		if err != nil {
 			return 0, err
 		}
-		if kb, err := vmHWM(n); err == nil {
+		if kb, err := vmHWM(pid); err == nil {
 			total += kb
 		}
 	}
 	return total, nil
+}
+
+// ours tells whether a process is of snapd: its worker is started as /proc/self/exe.
+func ours(status string) bool {
+	name, _, _ := strings.Cut(strings.TrimPrefix(status, "Name:\t"), "\n")
+	return name == "exe" || name == "snapd" || name == "snapctl"
 }
 
 func vmHWM(pid int) (int64, error) {
