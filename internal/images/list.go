@@ -115,12 +115,30 @@ func (s *Service) describe(tx *bolt.Tx, k *Known) (control.Image, []control.Laye
 	return im, details, nil
 }
 
-// local is how many of a layer's stored bytes need not be fetched any more.
+// local is about how many of a layer's stored bytes need not be fetched any
+// more: as large a part of them as of the plain bytes. What is there of objects
+// that are not complete does not count.
 func (s *Service) local(key string, l *layerRow) int64 {
 	if l.Complete {
 		return l.Desc.Size
 	}
-	return 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.open[key]
+	if f == nil {
+		return 0
+	}
+	var have, all int64
+	for sum, ref := range f.Objects() {
+		all += ref.Size
+		if s.Store.Has(sum) {
+			have += ref.Size
+		}
+	}
+	if all == 0 {
+		return 0
+	}
+	return int64(float64(l.Desc.Size) * float64(have) / float64(all))
 }
 
 // Inspect tells all that is known of an image.
