@@ -1,0 +1,249 @@
+package containers
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/runtime/monitor"
+)
+
+// reserve takes a name for id before anything else is done for it. It returns
+// the configuration of a container that has the ID already.
+func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
+	if !idOK.MatchString(a.ID) {
+		return nil, invalid("container ID %q: want 64 hex digits", a.ID)
+	}
+	if a.Name != "" && !nameOK.MatchString(a.Name) {
+		return nil, invalid("container name %q: only letters, digits, _ . and - are allowed, and a letter or digit first", a.Name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.known[a.ID]; c != nil {
+		return c, nil
+	}
+	for _, id := range s.names {
+		if id == a.ID {
+			return nil, &control.Error{Code: control.CodeInUse, Message: "container " + a.ID[:12] + " is being made"}
+		}
+	}
+	for id := range s.known {
+		if id[:runName] == a.ID[:runName] {
+			return nil, &control.Error{Code: control.CodeExists, Message: "container ID " + a.ID[:runName] + "… is in use"}
+		}
+	}
+	if a.Name == "" {
+		a.Name = randomName(func(n string) bool { return s.names[n] != "" })
+	} else if other := s.names[a.Name]; other != "" && other != a.ID {
+		return nil, &control.Error{Code: control.CodeExists, Message: fmt.Sprintf("container name %q is in use by container %s; remove or rename that container to use the name again", a.Name, other[:12])}
+	}
+	s.names[a.Name] = a.ID
+	return nil, nil
+}
+
+func (s *Service) unreserve(a *control.CreateArgs) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known[a.ID] == nil && s.names[a.Name] == a.ID {
+		delete(s.names, a.Name)
+	}
+}
+
+// Create makes a container and its monitor, which waits to be told to start
+// it. The image is pulled if a.Pull asks for it. A repeated request for the
+// same ID returns the same container.
+func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress func(control.Progress)) (created *control.Created, err error) {
+	switch c, err := s.reserve(&a); {
+	case err != nil:
+		return nil, err
+	case c != nil:
+		return s.Start(ctx, c.ID)
+	}
+	defer s.unreserve(&a)
+	policy := a.Pull
+	if policy == "" {
+		policy = images.PullMissing
+	}
+	image, err := s.Images.Pull(ctx, control.PullArgs{Ref: a.Image, Platform: a.Platform, Policy: policy}, progress)
+	if err != nil {
+		return nil, err
+	}
+	rootfs, err := s.Images.Rootfs(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.configure(&a, image, rootfs)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.fill(c, &a); err != nil {
+		return nil, errors.Join(fmt.Errorf("container %s: %w", a.Name, err), s.erase(a.ID))
+	}
+	s.mu.Lock()
+	s.known[c.ID] = c
+	s.mu.Unlock()
+	if err := s.spawn(ctx, c); err != nil {
+		s.forget(c.ID)
+		return nil, errors.Join(err, s.erase(c.ID))
+	}
+	s.Images.Complete(image)
+	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket}, nil
+}
+
+func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs control.Rootfs) (*monitor.Config, error) {
+	config, err := image.ImageConfig()
+	if err != nil {
+		return nil, err
+	}
+	if a.Hostname == "" {
+		a.Hostname = a.ID[:12]
+		if a.Network == "host" {
+			a.Hostname, _ = os.Hostname()
+		}
+	}
+	dir := s.dir(a.ID)
+	sp, err := spec(a, config, dir, s.CgroupParent)
+	if err != nil {
+		return nil, err
+	}
+	rootfs.Upper, rootfs.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	rootfs.Volatile = a.Remove
+	labels := map[string]string{}
+	for k, v := range a.Labels {
+		labels[k] = v
+	}
+	labels[labelManifest] = string(image.Desc.Digest)
+	return &monitor.Config{
+		ID: a.ID, Name: a.Name, Image: a.Image, Spec: sp, Rootfs: rootfs,
+		User: cmp.Or(a.User, config.Config.User), StopSignal: cmp.Or(a.StopSignal, config.Config.StopSignal),
+		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
+		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
+		Created: time.Now().UTC(), Labels: labels,
+	}, nil
+}
+
+// fill makes the container's directory. The configuration comes last: without
+// one, Open drops the rest.
+func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
+	dir := s.dir(c.ID)
+	for _, d := range []string{dir, s.runDir(c.ID), c.Rootfs.Work} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := makeUpper(c.Rootfs.Upper, c.Rootfs.Lower[0]); err != nil {
+		return err
+	}
+	if err := writeHostFiles(dir, a.Hostname, a.Network); err != nil {
+		return err
+	}
+	for _, m := range a.Mounts {
+		if m.Type == "bind" && m.Create {
+			if err := os.MkdirAll(m.Source, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+	}
+	return c.Save(dir)
+}
+
+// makeUpper makes the writable layer's root look like the image's: an overlay's
+// root has the attributes of its uppermost layer's.
+func makeUpper(upper, lower string) error {
+	if err := os.Mkdir(upper, 0o700); err != nil {
+		return err
+	}
+	fi, err := os.Stat(lower)
+	if err != nil {
+		return err
+	}
+	uid, gid := owner(fi)
+	if err := os.Lchown(upper, uid, gid); err != nil {
+		return err
+	}
+	return os.Chmod(upper, fi.Mode())
+}
+
+func (s *Service) spawn(ctx context.Context, c *monitor.Config) error {
+	if err := os.MkdirAll(s.runDir(c.ID), 0o700); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.spawning[c.ID] = true
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.spawning, c.ID)
+	}()
+	dir := s.dir(c.ID)
+	err := s.Spawner.SpawnMonitor(ctx, dir)
+	if err == nil && !monitor.Alive(dir) {
+		err = errors.New(cmp.Or(lastLine(filepath.Join(dir, MonitorLog)), "it died"))
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: monitor: %w", c.Name, err)
+	}
+	return nil
+}
+
+// MonitorLog is the file in a container's directory where its monitor complains.
+const MonitorLog = "monitor.log"
+
+// lastLine returns the last line of a small file.
+func lastLine(name string) string {
+	text := strings.TrimSpace(string(readSmall(name)))
+	return text[strings.LastIndexByte(text, '\n')+1:]
+}
+
+// Start gives a container that has none a monitor.
+func (s *Service) Start(ctx context.Context, name string) (*control.Created, error) {
+	id, err := s.find(name)
+	if err != nil {
+		return nil, err
+	}
+	c := s.config(id)
+	if c == nil {
+		return nil, notFound(name)
+	}
+	if !monitor.Alive(s.dir(id)) {
+		if err := s.remount(ctx, c); err != nil {
+			return nil, err
+		}
+		if err := s.spawn(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	return &control.Created{ID: id, Name: c.Name, Socket: c.Socket}, nil
+}
+
+// remount sees to it that the container's metadata image is mounted: the
+// machine may have been started anew. The image may have been sealed since.
+func (s *Service) remount(ctx context.Context, c *monitor.Config) error {
+	image, err := s.Images.Get(c.Labels[labelManifest])
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	rootfs, err := s.Images.Rootfs(ctx, image)
+	if err != nil {
+		return err
+	}
+	rootfs.Upper, rootfs.Work, rootfs.Volatile = c.Rootfs.Upper, c.Rootfs.Work, c.Rootfs.Volatile
+	changed := *c
+	changed.Rootfs = rootfs
+	if err := changed.Save(s.dir(c.ID)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known[c.ID] = &changed
+	return nil
+}

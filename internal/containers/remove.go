@@ -1,0 +1,81 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
+)
+
+// Remove removes a container; with force a running one, too.
+func (s *Service) Remove(ctx context.Context, name string, force bool) (control.Container, error) {
+	row, err := s.Resolve(name)
+	if err != nil {
+		return row, err
+	}
+	if row.Pid != 0 && !force {
+		return row, &control.Error{Code: control.CodeInUse, Message: fmt.Sprintf("container %s is running: stop it before removing it, or use --force", row.Name)}
+	}
+	if err := s.end(ctx, row); err != nil {
+		return row, fmt.Errorf("container %s: %w", row.Name, err)
+	}
+	s.forget(row.ID)
+	return row, s.erase(row.ID)
+}
+
+// end kills a running container and waits for its monitor to go.
+func (s *Service) end(ctx context.Context, row control.Container) error {
+	if row.Socket == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	op, args := monitor.OpRelease, any(nil)
+	if row.Pid != 0 {
+		op, args = monitor.OpStop, monitor.StopArgs{Signal: "KILL"}
+	}
+	if _, err := control.Call(ctx, row.Socket, op, args, nil, nil); err != nil && monitor.Alive(s.dir(row.ID)) {
+		if _, reported := errors.AsType[*control.Error](err); reported {
+			return err
+		}
+	}
+	for monitor.Alive(s.dir(row.ID)) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("its monitor does not end: %w", ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// endTimeout bounds how long the end of a killed container may take.
+const endTimeout = 10 * time.Second
+
+// OpenLog opens a container's log for reading.
+func (s *Service) OpenLog(name string) (*os.File, control.Container, error) {
+	row, err := s.Resolve(name)
+	if err != nil {
+		return nil, row, err
+	}
+	f, err := os.Open(filepath.Join(s.dir(row.ID), monitor.LogFile))
+	if errors.Is(err, fs.ErrNotExist) { // it has not been started
+		f, err = os.Open(os.DevNull)
+	}
+	return f, row, err
+}
+
+// Inspect returns a container's configuration.
+func (s *Service) Inspect(name string) (*monitor.Config, control.Container, error) {
+	row, err := s.Resolve(name)
+	if err != nil {
+		return nil, row, err
+	}
+	return s.config(row.ID), row, nil
+}
