@@ -195,10 +195,11 @@ func TestReadAt(t *testing.T) {
 		for _, p := range files {
 			check(t, f, p, n)
 		}
-		settle(t, f) // a reader has its bytes before the object is promoted
-		for _, p := range files {
-			if !f.store.Has(layers.SumOf(p)) {
-				t.Errorf("object of %d bytes is not complete", len(p))
+		for _, p := range files { // a reader has its bytes before the object is promoted
+			for end := time.Now().Add(20 * time.Second); !f.store.Has(layers.SumOf(p)); time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("object of %d bytes does not become complete", len(p))
+				}
 			}
 		}
 		before := f.Stats().Misses.Load() // read-ahead may have a request under way still
@@ -207,22 +208,6 @@ func TestReadAt(t *testing.T) {
 		}
 		if n := f.Stats().Misses.Load() - before; n != 0 {
 			t.Errorf("%d readers waited for what is there", n)
-		}
-	}
-}
-
-// settle waits until nothing is under way and no object is only in part there.
-func settle(t *testing.T, f *Fetcher) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		f.mu.RLock()
-		n := len(f.objs)
-		f.mu.RUnlock()
-		if n == 0 {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%d objects do not become complete", n)
 		}
 	}
 }

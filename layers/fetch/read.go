@@ -20,6 +20,15 @@ func (f *Fetcher) read(ctx context.Context, o *object, p []byte, off int64) (int
 		p, eof = p[:o.size-off], io.EOF
 	}
 	n, err := o.readAt(p, off)
+	if isNotCached(err) && o.part != nil {
+		// It may have become complete while its partial was opened anew.
+		if m, serr := o.store.ReadAt(o.sum, p, off); m == len(p) {
+			f.retire(o)
+			n, err = m, nil
+		} else if !isNotCached(serr) {
+			err = serr
+		}
+	}
 	if isNotCached(err) {
 		f.stats.Misses.Add(1)
 		n, err = f.miss(ctx, o, p, off)
