@@ -60,10 +60,7 @@ func TestExecDetached(t *testing.T) {
 		var exit Exit
 		h.call(OpExec, ExecArgs{Args: sh("sleep 1000"), Detach: true, TTY: tty}, &exit)
 	}
-	h.runner.last.mu.Lock()
-	n := len(h.runner.last.execs)
-	h.runner.last.mu.Unlock()
-	if n != 2 {
+	if n := len(h.runner.started().programs()); n != 2 {
 		t.Errorf("%d programs run", n)
 	}
 }
@@ -90,10 +87,8 @@ func TestExecWithoutReader(t *testing.T) {
 			waiting.Go(func() { c.Wait(ctx, nil) })
 			io.ReadFull(s.out, make([]byte, 10))
 			leave(c, s)
-			h.runner.last.mu.Lock()
-			p := h.runner.last.execs[len(h.runner.last.execs)-1]
-			h.runner.last.mu.Unlock()
-			<-p.done
+			programs := h.runner.started().programs()
+			<-programs[len(programs)-1].done
 			cancel()
 			waiting.Wait()
 		})
@@ -112,9 +107,7 @@ func TestExecTerminalHungUp(t *testing.T) {
 	cancel()
 	waiting.Wait()
 	c.Close()
-	h.runner.last.mu.Lock()
-	p := h.runner.last.execs[0]
-	h.runner.last.mu.Unlock()
+	p := h.runner.started().programs()[0]
 	<-p.done
 	if st, err := p.Wait(t.Context()); err != nil || st.exit().Signal != "SIGHUP" {
 		t.Errorf("the program ended with %+v, %v, want SIGHUP", st, err)

@@ -45,6 +45,14 @@ func (r *fakeRunner) Start(_ context.Context, cfg *Config, f Files) (Container, 
 	return r.last, nil
 }
 
+// started is the container that Start made last. A test learns of the start over
+// a socket, which orders nothing for the race detector: the lock does.
+func (r *fakeRunner) started() *fakeContainer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last
+}
+
 type fakeContainer struct {
 	runner *fakeRunner
 	init   *fakeProcess
@@ -70,6 +78,13 @@ func (c *fakeContainer) freeze(on bool) error {
 	return c.init.Signal(sig)
 }
 
+// programs are those that Exec started, oldest first.
+func (c *fakeContainer) programs() []*fakeProcess {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.execs)
+}
+
 func (c *fakeContainer) Exec(_ context.Context, p *specs.Process, f Files) (Process, error) {
 	x, err := startFake(p, f)
 	if err != nil {
@@ -93,7 +108,7 @@ func (c *fakeContainer) Kill() error {
 
 func (c *fakeContainer) Close() error {
 	c.Kill()
-	for _, p := range append(slices.Clone(c.execs), c.init) {
+	for _, p := range append(c.programs(), c.init) {
 		<-p.done
 	}
 	c.runner.mu.Lock()

@@ -397,7 +397,7 @@ func TestTop(t *testing.T) {
 	for len(list) < 2 || list[0].Args[0] != "sleep" || list[1].Args[0] != "sleep" {
 		h.call(OpTop, nil, &list)
 	}
-	init := h.runner.last.init.Pid()
+	init := h.runner.started().init.Pid()
 	if len(list) != 2 || list[0].Pid != init || list[0].PPid != os.Getpid() || list[1].PPid != init || list[0].Args[1] != "2000" || list[1].Args[1] != "1000" {
 		t.Errorf("top = %+v", list)
 	}

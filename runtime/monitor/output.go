@@ -95,13 +95,19 @@ func pump(r *os.File, ended <-chan struct{}, grace time.Duration, write func([]b
 			drain(r, buf, write)
 			return
 		}
+		if errors.Is(err, unix.EIO) {
+			drain(r, buf, write)
+		}
 		if err != nil { // io.EOF; EIO from a pty that nobody has open
 			return
 		}
 	}
 }
 
-// drain copies what r holds now: a Read would fail without looking, since its deadline has passed.
+// drain copies what r holds now. After a deadline a Read would fail without looking.
+// After a pty's EIO there may be something, too: n_tty_read looks for input first
+// and for the other end's close second, and what is written and closed in between
+// is not seen until the next read (drivers/tty/n_tty.c, Linux 6.18).
 func drain(r *os.File, buf []byte, write func([]byte) bool) {
 	raw, err := r.SyscallConn()
 	if err != nil {
