@@ -61,6 +61,8 @@ type Options struct {
 	// vouched for by another image only. From then on the object is served
 	// after all of it was verified.
 	Disputed func(layers.Sum)
+	// Watch is told what happens.
+	Watch Watch
 }
 
 // A Fetcher serves objects from a store and fetches what that lacks.
@@ -222,10 +224,14 @@ func (f *Fetcher) ReadAt(ctx context.Context, sum layers.Sum, p []byte, off int6
 		}
 		if disputed {
 			f.stats.Misses.Add(1)
-			if err := f.prove(ctx, sum); err != nil {
-				return 0, fmt.Errorf("object %s: %w", sum, err)
+			began := time.Now()
+			if err = f.prove(ctx, sum); err == nil {
+				n, err = f.store.ReadAt(sum, p, off)
+			} else {
+				err = fmt.Errorf("object %s: %w", sum, err)
 			}
-			return f.store.ReadAt(sum, p, off)
+			f.waited(Wait{Object: sum, Off: off, N: n, Began: began, Err: err}, f.sources(sum))
+			return n, err
 		}
 	}
 	defer f.release(o)

@@ -3,6 +3,7 @@ package fetch
 import (
 	"errors"
 	"os"
+	"sync/atomic"
 	"testing"
 
 	"github.com/snapfs/snapfs/layers"
@@ -29,7 +30,12 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	f := newFetcher(t, Options{Store: s})
+	var told atomic.Bool
+	f := newFetcher(t, Options{Store: s, Watch: Watch{Unkept: func(err error) {
+		if errors.Is(err, unix.ENOSPC) {
+			told.Store(true)
+		}
+	}}})
 	var files [][]byte
 	for range 6 {
 		files = append(files, random(50_000), random(1<<20), random(3<<20))
@@ -39,8 +45,8 @@ func TestDiskFull(t *testing.T) {
 	for _, p := range files {
 		check(t, f, p, 1<<20)
 	}
-	if f.stats.Unkept.Load() == 0 {
-		t.Error("20 MiB in a file system of 2")
+	if f.stats.Unkept.Load() == 0 || !told.Load() {
+		t.Error("20 MiB in a file system of 2, and nobody was told")
 	}
 	if err := f.Complete(t.Context(), []string{"a"}, nil); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("Complete = %v, want ENOSPC", err)

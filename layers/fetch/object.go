@@ -314,6 +314,9 @@ func (f *Fetcher) lied(sum layers.Sum, l *layer, err error) {
 	if !known {
 		f.stats.Lies.Add(1)
 		f.log.Warn("layer has wrong bytes", "layer", l.key, "object", sum, "err", err)
+		if f.o.Watch.Lied != nil {
+			f.o.Watch.Lied(l.key, sum, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/objects"
@@ -31,7 +32,9 @@ func (f *Fetcher) read(ctx context.Context, o *object, p []byte, off int64) (int
 	}
 	if isNotCached(err) {
 		f.stats.Misses.Add(1)
+		began := time.Now()
 		n, err = f.miss(ctx, o, p, off)
+		f.waited(Wait{Object: o.sum, Off: off, N: n, Began: began, Err: err}, f.from(o))
 	}
 	if err != nil {
 		return n, err

@@ -219,6 +219,9 @@ func (f *Fetcher) accept(r *request, p part, plain []byte) error {
 	}
 	if err != nil {
 		f.stats.Unkept.Add(1)
+		if f.o.Watch.Unkept != nil {
+			f.o.Watch.Unkept(err)
+		}
 		p.fl.data, p.fl.lost = slices.Clone(plain), err
 		f.land(p, nil)
 		return err
