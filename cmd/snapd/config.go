@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -32,6 +33,8 @@ type Config struct {
 	Log      LogConfig      `toml:"log"`
 	Registry RegistryConfig `toml:"registry"`
 	Pull     PullConfig     `toml:"pull"`
+	Index    IndexConfig    `toml:"index"`
+	Disk     DiskConfig     `toml:"disk"`
 }
 
 // LogConfig says what is logged; always to standard error.
@@ -65,6 +68,57 @@ type PullConfig struct {
 	// Complete fetches the rest of an image in the background once it is in
 	// use. Default true: what is not local fails with the registry.
 	Complete bool `toml:"complete"`
+	// Bandwidth is the most that is downloaded in a second, all images
+	// together: "10MiB". Default no limit. Readers come before the background.
+	Bandwidth Size `toml:"bandwidth"`
+}
+
+// IndexConfig says which published indexes are believed, and which are
+// published. With one an image starts lazily that has no table of contents.
+type IndexConfig struct {
+	// Trust is whose indexes are believed: "signed" (by one of Keys), "any", or
+	// "none". What this node made itself is believed always. Default signed:
+	// without keys, nobody's. Whatever the source, no byte is served that does
+	// not fit the index, and a layer that does not fit it quarantines its image.
+	Trust string `toml:"trust"`
+	// Keys are files with ed25519 public keys (PEM). Default none.
+	Keys []string `toml:"keys"`
+	// Publish pushes the index of an image that was pulled whole to its
+	// registry. Default false: it needs the right to push.
+	Publish bool `toml:"publish"`
+	// SignKey is a file with the ed25519 private key (PEM) to sign what is published with. Default none.
+	SignKey string `toml:"sign_key"`
+}
+
+// DiskConfig bounds what is kept.
+type DiskConfig struct {
+	// Limit is the size of ROOT at which the background stops to complete
+	// images: "50GiB". Readers are still served. Default no limit.
+	Limit Size `toml:"limit"`
+	// Reserve is how much of the file system the background leaves free. Default
+	// 1GiB: containers need it more.
+	Reserve Size `toml:"reserve"`
+}
+
+// The values of IndexConfig.Trust.
+const (
+	trustSigned = "signed"
+	trustAny    = "any"
+	trustNone   = "none"
+)
+
+// A Size is a number of bytes, written with its unit: "64MiB".
+type Size int64
+
+// UnmarshalText parses a size; a rate may end in "/s".
+func (s *Size) UnmarshalText(b []byte) error {
+	text := strings.TrimSuffix(string(b), "/s")
+	v, err := units.RAMInBytes(text)
+	if err != nil || v < 0 {
+		return fmt.Errorf("size %q: want a number and a unit, as 64MiB", b)
+	}
+	*s = Size(v)
+	return nil
 }
 
 // A Duration is written with its unit: "30s".
@@ -87,7 +141,9 @@ func DefaultConfig() Config {
 			ConnectTimeout: Duration(10 * time.Second),
 			StallTimeout:   Duration(15 * time.Second),
 		},
-		Pull: PullConfig{Complete: true},
+		Pull:  PullConfig{Complete: true},
+		Index: IndexConfig{Trust: trustSigned},
+		Disk:  DiskConfig{Reserve: 1 << 30},
 	}
 }
 
@@ -161,6 +217,18 @@ func (c Config) Validate() error {
 		if d <= 0 || time.Duration(d) > time.Hour {
 			return fmt.Errorf("registry.%s = %q: want more than 0 and at most 1h", key, time.Duration(d))
 		}
+	}
+	switch c.Index.Trust {
+	case trustSigned, trustAny, trustNone:
+	default:
+		return fmt.Errorf("index.trust = %q: want signed, any or none", c.Index.Trust)
+	}
+	if c.Index.SignKey != "" && !c.Index.Publish {
+		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
+	}
+	const least = 64 << 10 // below that, not even a request a second is answered
+	if b := c.Pull.Bandwidth; b != 0 && b < least {
+		return fmt.Errorf("pull.bandwidth = %d bytes a second: want at least 64KiB, or 0 for no limit", b)
 	}
 	return nil
 }

@@ -48,6 +48,10 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"[log]\nlevel = 'loud'":                     "log.level",
 		"[log]\nformat = 'xml'":                     "log.format",
 		"[registry]\nstall_timeout = '-1s'":         "registry.stall_timeout",
+		"[index]\ntrust = 'me'":                     "index.trust",
+		"[index]\nsign_key = '/k'":                  "index.publish",
+		"[pull]\nbandwidth = '1KiB/s'":              "pull.bandwidth",
+		"[disk]\nlimit = 'much'":                    "line 2",
 		"[registry]\nconnect_timeout = '30'":        "line 2",
 		"[registry]\nstall_timeout = 'a fortnight'": "line 2",
 	} {
