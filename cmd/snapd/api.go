@@ -121,6 +121,8 @@ func code(err error) string {
 	switch {
 	case errors.Is(err, images.ErrInUse):
 		return control.CodeInUse
+	case errors.Is(err, images.ErrQuarantined):
+		return control.CodeQuarantined
 	case errors.Is(err, supervisor.ErrNoSupervisor):
 		return control.CodeUnavailable
 	case errors.Is(err, fs.ErrNotExist):
@@ -197,7 +199,7 @@ func (d *daemon) prepareMount(ctx context.Context, a control.MountArgs, p func(c
 	if err != nil {
 		return control.Mount{}, err
 	}
-	rootfs, err := d.images.Rootfs(ctx, k)
+	rootfs, err := d.images.Rootfs(ctx, k, false)
 	if err != nil {
 		return control.Mount{}, err
 	}

@@ -76,7 +76,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	if err != nil {
 		return nil, err
 	}
-	rootfs, err := s.Images.Rootfs(ctx, image)
+	rootfs, err := s.Images.Rootfs(ctx, image, a.Record)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +232,7 @@ func (s *Service) remount(ctx context.Context, c *monitor.Config) error {
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.Name, err)
 	}
-	rootfs, err := s.Images.Rootfs(ctx, image)
+	rootfs, err := s.Images.Rootfs(ctx, image, false)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,10 @@ const (
 	OpConvert = "image.convert" // ConvertArgs, events Progress → Pushed
 	OpTag     = "image.tag"     // TagArgs
 
+	OpIndex     = "index.make"    // IndexArgs, events Progress → IndexInfo
+	OpIndexes   = "index.list"    // RefArgs → []IndexInfo: those published for an image, newest first
+	OpIndexSign = "index.publish" // IndexSignArgs, events Progress → IndexInfo: published anew with a signature
+
 	OpMount   = "mount.prepare" // MountArgs, events Progress → Mount
 	OpMounted = "mount.record"  // Mount: the client has mounted it at Target
 	OpMounts  = "mount.list"    // nil → []Mount
@@ -42,6 +46,7 @@ const (
 	CodeInvalid     = "invalid"
 	CodeDenied      = "denied"
 	CodeInUse       = "in_use"
+	CodeQuarantined = "quarantined"
 	CodeUnavailable = "unavailable"
 	CodeUnsupported = "unsupported"
 	CodeInternal    = "internal"
@@ -113,10 +118,13 @@ type Image struct {
 type LayerDetail struct {
 	Digest, DiffID, MediaType string
 	Size                      int64
-	Format                    string // "estargz", "zstd:chunked", "tar"
+	Format                    string // "estargz", "zstd:chunked", "tar", "tar+gzip", "tar+zstd"
 	Lazy                      bool
 	Why                       string // why it is not lazy
 	Complete                  bool
+	Origin                    string // of its index: "toc", "own", "published"
+	Signer                    string `json:",omitempty"` // ID of the key that signed a published one
+	Index                     string `json:",omitempty"` // root of a published one
 }
 
 // ImageDetail is the answer to OpInspect. Manifest and Config are the
@@ -127,6 +135,8 @@ type ImageDetail struct {
 	LayerDetails     []LayerDetail
 	Files            int64 // names in the image
 	Metadata         string
+	Quarantine       string `json:",omitempty"` // why nothing may be started on it
+	Profile          ProfileInfo
 }
 
 // RemoveImagesArgs names images to remove. Force removes those that stopped containers use, too.
@@ -158,6 +168,57 @@ type ConvertArgs struct {
 type Pushed struct {
 	Ref, Digest string
 	Size        int64
+}
+
+// IndexArgs asks for the index of an image, which is pulled whole if it is not
+// known. With Push it is published as a referrer of the image's manifest.
+type IndexArgs struct {
+	Ref, Platform string
+	Push          bool
+}
+
+// IndexSignArgs brings the signature of a published index: a DSSE envelope of
+// the Statement that OpIndexes gave.
+type IndexSignArgs struct {
+	Ref      string
+	Envelope json.RawMessage
+}
+
+// IndexInfo is an index of an image.
+type IndexInfo struct {
+	Ref       string
+	Manifest  string // digest of the image's manifest
+	Digest    string // of the artifact manifest; "" if it is not published
+	Created   time.Time
+	Root      string // SHA-256 of its header
+	Size      int64  // bytes
+	Prefix    int64  // bytes that a node needs before a container can run
+	Files     int64
+	Blobs     int64 // stored bytes of the layers that it has
+	Bundle    int64 // bytes of the boot bundle; 0: none
+	Profile   ProfileInfo
+	Layers    []IndexLayer    `json:",omitempty"`
+	Statement json.RawMessage `json:",omitempty"` // what a signature is of
+	Envelope  json.RawMessage `json:",omitempty"` // the signature, if there is one
+	Signer    string          `json:",omitempty"` // ID of the configured key that signed it
+	Believed  bool            // by this node's configuration
+	Why       string          `json:",omitempty"` // why not
+}
+
+// IndexLayer is one layer of an index.
+type IndexLayer struct {
+	Digest string
+	Size   int64
+	Format string
+	Points int    // where reading can begin
+	Why    string `json:",omitempty"` // why the index has nothing of it
+}
+
+// ProfileInfo is what is known of an image's starts.
+type ProfileInfo struct {
+	Starts int   // that were recorded
+	Chunks int   // that they read until they were ready
+	Bytes  int64 // plain bytes of these
 }
 
 // MountArgs asks for what is needed to mount an image.
@@ -201,6 +262,7 @@ type CreateArgs struct {
 	TTY           bool
 	OpenStdin     bool
 	Remove        bool // --rm
+	Record        bool // let all its reads go by the daemon, for the image's boot profile
 	ReadOnly      bool
 	Init          bool
 	Network       string // "host" or "none"

@@ -21,12 +21,13 @@ import (
 //	layers     layer key (see layerKey)     → layerRow
 //	trees      tree ID                      → treeRow
 //	mounts     target directory             → control.Mount
+//	distrusted root of a published index    → Quarantine
 //	meta       "format", "boot"
-var buckets = []string{"names", "manifests", "layers", "trees", "mounts", "meta"}
+var buckets = []string{"names", "manifests", "layers", "trees", "mounts", "distrusted", "meta"}
 
 // format is the version of the database. It grows when an older daemon could
 // misread what a newer one wrote.
-const format = 1
+const format = 2 // 2: mapped layers, quarantine
 
 // nameRow is what a reference stands for.
 type nameRow struct {
@@ -43,22 +44,40 @@ type manifestRow struct {
 	Layers   []string // layer keys, lowest first
 	Tree     string
 	Platform string
+	// Quarantine is not nil if nothing may be started on the image.
+	Quarantine *Quarantine `json:",omitempty"`
 }
+
+// The origins of a layer's index.
+const (
+	OriginTOC       = "toc"       // a table of contents in the layer, which its manifest vouches for
+	OriginOwn       = "own"       // this node made it from all of the layer's bytes
+	OriginPublished = "published" // somebody published it, and this node's configuration believes them
+)
 
 // layerRow is a layer whose index is on disk.
 type layerRow struct {
-	Desc     ocispec.Descriptor
-	DiffID   digest.Digest
-	Source   string // reference its blob is fetched by
-	Format   string // "estargz", "zstd:chunked" or "tar"
-	Why      string // why it is not lazy
+	Desc   ocispec.Descriptor
+	DiffID digest.Digest
+	Source string // reference its blob is fetched by
+	Format string // "estargz", "zstd:chunked", "gzip", "zstd" or "tar"
+	Why    string // why it is not lazy
+	Origin string // of its index
+	// Mapped layers are read by a map of their stored bytes.
+	Mapped   bool
+	Root     string // of the published index that it is from
+	Signer   string // ID of the key that signed that; "": nobody
+	Lied     bool   // the index was found to promise other bytes than the layer has
 	Complete bool   // every object has been seen in the store
 	// Durable: what cannot be fetched piecewise again (an unpacked layer's
 	// index and objects) has passed a barrier.
 	Durable bool
 }
 
-func (l *layerRow) lazy() bool { return l.Format != lazy.Tar }
+// lazy says whether what is missing of the layer can be fetched piecewise.
+func (l *layerRow) lazy() bool {
+	return l.Mapped || l.Format == lazy.EStargz || l.Format == lazy.ZstdChunked
+}
 
 // treeRow is a metadata image on disk.
 type treeRow struct {

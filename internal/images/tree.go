@@ -62,7 +62,24 @@ func (s *Service) knownTree(id string) *treeRow {
 // build merges the layers and writes the metadata image. Small files that are
 // at hand go into it; if all are, the image is sealed.
 func (s *Service) build(id string, keys []string, fresh []*layers.Index) (*treeRow, error) {
-	var t *fs.Tree
+	t, err := s.merge(keys, fresh)
+	if err != nil {
+		return nil, err
+	}
+	f, sum, err := s.writeTree(id, t, erofs.Options{InlineMax: objects.MaxPacked, Has: s.Store.Has, Read: s.readAll})
+	if err != nil {
+		return nil, err
+	}
+	defer f.discard()
+	if err := f.keep(s.treePath(id, sum.Sealed)); err != nil {
+		return nil, err
+	}
+	row := &treeRow{Layers: keys, Files: sum.Names, Sealed: sum.Sealed, Bytes: sum.Size}
+	return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "trees", id, row) })
+}
+
+// merge lays the layers over one another, lowest first.
+func (s *Service) merge(keys []string, fresh []*layers.Index) (t *fs.Tree, err error) {
 	for i, key := range keys {
 		ix, err := s.index(key, fresh, i)
 		if err != nil {
@@ -73,25 +90,31 @@ func (s *Service) build(id string, keys []string, fresh []*layers.Index) (*treeR
 		}
 	}
 	if t == nil { // an image without layers is an empty directory
-		var err error
-		if t, err = fs.Merge(nil, &layers.Index{}); err != nil {
-			return nil, err
-		}
+		return fs.Merge(nil, &layers.Index{})
 	}
-	f, err := os.CreateTemp(filepath.Join(s.Root, "images"), "."+id+"-")
+	return t, nil
+}
+
+// A tempFile has no name yet by which anybody looks for it.
+type tempFile struct{ *os.File }
+
+func (f tempFile) keep(path string) error { return os.Rename(f.Name(), path) }
+
+// discard closes the file, and removes it if it was not kept.
+func (f tempFile) discard() { f.Close(); os.Remove(f.Name()) }
+
+// writeTree writes a metadata image to a file that the caller keeps or discards.
+func (s *Service) writeTree(id string, t *fs.Tree, o erofs.Options) (tempFile, erofs.Summary, error) {
+	tmp, err := os.CreateTemp(filepath.Join(s.Root, "images"), "."+id+"-")
 	if err != nil {
-		return nil, err
+		return tempFile{}, erofs.Summary{}, err
 	}
-	defer func() { f.Close(); os.Remove(f.Name()) }()
-	sum, err := erofs.Write(f, t, erofs.Options{InlineMax: objects.MaxPacked, Has: s.Store.Has, Read: s.readAll})
+	f := tempFile{tmp}
+	sum, err := erofs.Write(f, t, o)
 	if err != nil {
-		return nil, err
+		f.discard()
 	}
-	row := &treeRow{Layers: keys, Files: sum.Names, Sealed: sum.Sealed, Bytes: sum.Size}
-	if err := os.Rename(f.Name(), s.treePath(id, row.Sealed)); err != nil {
-		return nil, err
-	}
-	return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "trees", id, row) })
+	return f, sum, err
 }
 
 // readAll fills p with the bytes of an object that the store has.
@@ -117,8 +140,13 @@ func (s *Service) index(key string, fresh []*layers.Index, i int) (*layers.Index
 }
 
 // Rootfs says how to mount an image. The metadata image is mounted when it
-// comes back; Users must name whoever goes on to use it.
-func (s *Service) Rootfs(ctx context.Context, k *Known) (control.Rootfs, error) {
+// comes back; Users must name whoever goes on to use it. With record, every file
+// is read by way of the daemon, which so learns what a start needs of an image
+// that is local; see Begin. A quarantined image is refused.
+func (s *Service) Rootfs(ctx context.Context, k *Known, record bool) (control.Rootfs, error) {
+	if err := k.startable(); err != nil {
+		return control.Rootfs{}, err
+	}
 	s.live.RLock()
 	row := s.knownTree(k.Tree)
 	s.live.RUnlock()
@@ -130,13 +158,42 @@ func (s *Service) Rootfs(ctx context.Context, k *Known) (control.Rootfs, error) 
 			return control.Rootfs{}, fmt.Errorf("image %s: metadata image: %w", k.Ref, iofs.ErrNotExist)
 		}
 	}
-	name := treeName(k.Tree, row.Sealed)
-	dir, err := s.Mounter.MountImage(ctx, name, s.treePath(k.Tree, row.Sealed))
+	sealed, data := row.Sealed, append(s.Store.DataDirs(), filepath.Join(s.Run, "lazy"))
+	if record {
+		if err := s.unsealed(k); err != nil {
+			return control.Rootfs{}, fmt.Errorf("image %s: metadata image: %w", k.Ref, err)
+		}
+		sealed, data = false, data[len(data)-1:]
+	}
+	name := treeName(k.Tree, sealed)
+	dir, err := s.Mounter.MountImage(ctx, name, s.treePath(k.Tree, sealed))
 	if err != nil {
 		return control.Rootfs{}, fmt.Errorf("image %s: %w", k.Ref, err)
 	}
-	data := append(s.Store.DataDirs(), filepath.Join(s.Run, "lazy"))
 	return control.Rootfs{Image: name, Lower: []string{dir}, Data: data}, nil
+}
+
+// unsealed makes the metadata image without files' bytes, if it is not there.
+// No row names it: it goes with the tree, and is made again after a crash.
+func (s *Service) unsealed(k *Known) error {
+	s.live.RLock()
+	defer s.live.RUnlock()
+	if _, err := os.Stat(s.treePath(k.Tree, false)); err == nil {
+		return nil
+	}
+	t, err := s.merge(k.Layers, nil)
+	if err != nil {
+		return err
+	}
+	f, _, err := s.writeTree(k.Tree, t, erofs.Options{})
+	if err != nil {
+		return err
+	}
+	defer f.discard()
+	if err := f.Sync(); err != nil { // as no row will say that it is durable
+		return err
+	}
+	return f.keep(s.treePath(k.Tree, false))
 }
 
 // restore makes again what an unclean boot or a hand on the state directory
