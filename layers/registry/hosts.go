@@ -39,6 +39,8 @@ type host struct {
 	ns      string       // the registry's domain, if this host is a mirror of it; else ""
 	down    atomic.Int64 // unix nanoseconds until which it is asked last
 	noRange atomic.Bool  // it was seen to ignore Range
+
+	referrersBy referrersBy
 }
 
 // hostsOf returns the hosts of a domain, mirrors first. They are read from the

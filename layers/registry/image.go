@@ -149,6 +149,7 @@ func (f *finder) candidates(ix *ocispec.Index, missing *PlatformError) []ocispec
 	for _, d := range ix.Manifests {
 		switch {
 		case d.Annotations["vnd.docker.reference.type"] != "": // BuildKit's attestations
+		case isArtifact(d):
 		case d.Platform != nil && !f.match.Match(*d.Platform):
 			missing.Have = append(missing.Have, clip(platforms.Format(platforms.Normalize(*d.Platform))))
 		case isIndex(d.MediaType):

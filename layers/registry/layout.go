@@ -94,6 +94,9 @@ func (s *layout) named(ix *ocispec.Index) ([]ocispec.Descriptor, error) {
 	var found []ocispec.Descriptor
 	var names []string
 	for _, d := range ix.Manifests {
+		if isArtifact(d) || isReferrersTag(nameOf(d)) {
+			continue // attached to an image of the layout; see [Registry.Referrers]
+		}
 		if s.ref.Tag == "" || hasName(d, s.ref.Tag) {
 			found = append(found, d)
 		}
@@ -103,7 +106,7 @@ func (s *layout) named(ix *ocispec.Index) ([]ocispec.Descriptor, error) {
 	names = slices.Compact(names)
 	shown := clip(strings.Join(names, ", "))
 	switch {
-	case len(ix.Manifests) == 0:
+	case len(names) == 0:
 		return nil, fmt.Errorf("%w: the layout is empty", ErrNotFound)
 	case s.ref.Tag == "" && len(names) > 1:
 		return nil, fmt.Errorf("%w: say which image: %s", ErrBadRef, shown)

@@ -106,6 +106,12 @@ func parseDocument(raw []byte, said string) (parsed, error) {
 	return parsed{mediaType: t, manifest: m}, checkManifest(m)
 }
 
+// isArtifact reports whether d says that it is something else than an image: a
+// referrer in the index of a layout, most often.
+func isArtifact(d ocispec.Descriptor) bool {
+	return d.ArtifactType != "" && !slices.Contains(configTypes, d.ArtifactType)
+}
+
 func isIndex(t string) bool    { return t == ocispec.MediaTypeImageIndex || t == dockerList }
 func isManifest(t string) bool { return t == ocispec.MediaTypeImageManifest || t == dockerManifest }
 

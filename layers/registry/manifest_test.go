@@ -110,7 +110,7 @@ func FuzzParseDocument(f *testing.F) {
 		if p.manifest != nil && p.manifest.Config.Digest.Validate() != nil {
 			t.Error("a manifest without a config")
 		}
-		if _, err := nameIn(raw, describe(ocispec.MediaTypeImageManifest, nil), "x"); p.index != nil && p.mediaType == ocispec.MediaTypeImageIndex && err != nil {
+		if _, err := nameIn(raw, describe(ocispec.MediaTypeImageManifest, nil), "x", nil); p.index != nil && p.mediaType == ocispec.MediaTypeImageIndex && err != nil {
 			t.Errorf("nameIn of what parses = %v", err)
 		}
 	})

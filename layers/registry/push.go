@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -91,24 +92,25 @@ func (r *Registry) Push(ctx context.Context, dst Ref, src *Source, progress func
 			return desc, fmt.Errorf("push %s: %w", dst, err)
 		}
 	}
-	var to sink
-	var err error
-	switch dst.Transport {
-	case TransportRegistry:
-		to, err = r.upload(dst)
-	case TransportOCI:
-		to, err = openLayout(dst)
-	default:
-		err = fmt.Errorf("%w: only registries and OCI layouts are pushed to", ErrUnsupported)
-	}
+	to, err := r.sink(dst)
 	if err == nil {
-		err = push(ctx, to, src, progress)
+		err = push(ctx, to, src, oneByOne(progress))
 		err = errors.Join(err, to.close())
 	}
 	if err != nil {
 		return desc, fmt.Errorf("push %s: %w", dst, err)
 	}
 	return desc, nil
+}
+
+func (r *Registry) sink(dst Ref) (sink, error) {
+	switch dst.Transport {
+	case TransportRegistry:
+		return r.upload(dst)
+	case TransportOCI:
+		return openLayout(dst)
+	}
+	return nil, fmt.Errorf("%w: only registries and OCI layouts are pushed to", ErrUnsupported)
 }
 
 // A sink is where images are pushed to. Everything that a document names is
@@ -118,22 +120,48 @@ type sink interface {
 	blob(ctx context.Context, b SourceBlob, sent func(off int64)) (how string, err error)
 	// document stores a child, or, last, the root.
 	document(ctx context.Context, d Document, root bool) error
+	// refer stores the manifest d of an artifact, described by desc, and sees to
+	// it that it is listed among the referrers of subject. Those of the same
+	// type that drop picks are taken off the list, where it is ours to write.
+	refer(ctx context.Context, d Document, desc ocispec.Descriptor, subject digest.Digest, drop func(ocispec.Descriptor) bool) error
 	close() error
 }
 
-func push(ctx context.Context, to sink, src *Source, progress func(PushProgress)) error {
+// oneByOne makes progress, which may be nil, safe for concurrent use.
+func oneByOne(progress func(PushProgress)) func(PushProgress) {
+	if progress == nil {
+		return func(PushProgress) {}
+	}
 	var mu sync.Mutex
-	say := func(p PushProgress) {
-		if progress != nil {
-			mu.Lock()
-			defer mu.Unlock()
-			progress(p)
+	return func(p PushProgress) {
+		mu.Lock()
+		defer mu.Unlock()
+		progress(p)
+	}
+}
+
+func push(ctx context.Context, to sink, src *Source, say func(PushProgress)) error {
+	if err := pushBlobs(ctx, to, src.Blobs, say); err != nil {
+		return err
+	}
+	for _, d := range src.Children {
+		if err := to.document(ctx, d, false); err != nil {
+			return fmt.Errorf("manifest %s: %w", d.Desc.Digest, err)
 		}
 	}
+	if err := to.document(ctx, src.Root, true); err != nil {
+		return fmt.Errorf("manifest %s: %w", src.Root.Desc.Digest, err)
+	}
+	say(PushProgress{Desc: src.Root.Desc, Off: src.Root.Desc.Size, Done: true, How: "pushed"})
+	return nil
+}
+
+// pushBlobs pushes each blob once, several at the same time.
+func pushBlobs(ctx context.Context, to sink, blobs []SourceBlob, say func(PushProgress)) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(pushAtOnce)
 	seen := make(map[digest.Digest]bool)
-	for _, b := range src.Blobs {
+	for _, b := range blobs {
 		if seen[b.Desc.Digest] {
 			continue
 		}
@@ -150,19 +178,7 @@ func push(ctx context.Context, to sink, src *Source, progress func(PushProgress)
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for _, d := range src.Children {
-		if err := to.document(ctx, d, false); err != nil {
-			return fmt.Errorf("manifest %s: %w", d.Desc.Digest, err)
-		}
-	}
-	if err := to.document(ctx, src.Root, true); err != nil {
-		return fmt.Errorf("manifest %s: %w", src.Root.Desc.Digest, err)
-	}
-	say(PushProgress{Desc: src.Root.Desc, Off: src.Root.Desc.Size, Done: true, How: "pushed"})
-	return nil
+	return g.Wait()
 }
 
 // open returns b's bytes, verified, and told to sent as they are read.
@@ -355,24 +371,32 @@ func (u *uploader) document(ctx context.Context, d Document, root bool) error {
 		name = u.ref.Tag
 	}
 	return u.run(ctx, func(h *repoHost, deadline time.Time) (int64, error) {
-		resp, _, err := h.send(ctx, &call{
-			method:   http.MethodPut,
-			url:      h.url("manifests", name),
-			header:   http.Header{"Content-Type": {d.Desc.MediaType}},
-			body:     func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.Raw)), nil },
-			size:     int64(len(d.Raw)),
-			access:   h.push,
-			deadline: deadline,
-		})
-		if err != nil {
-			return 0, err
-		}
-		defer resp.Body.Close()
-		if got := digest.Digest(resp.Header.Get("Docker-Content-Digest")); got.Validate() == nil && got != d.Desc.Digest {
-			return 0, &finalError{&layers.DigestError{Want: d.Desc.Digest, Got: got, From: "PUT " + cleanURL(resp.Request.URL)}}
-		}
-		return 0, nil
+		_, err := h.put(ctx, deadline, name, d, nil)
+		return 0, err
 	})
+}
+
+// put stores a document under a tag or its digest, and returns the header of the answer.
+func (h *repoHost) put(ctx context.Context, deadline time.Time, name string, d Document, header http.Header) (http.Header, error) {
+	c := &call{
+		method:   http.MethodPut,
+		url:      h.url("manifests", name),
+		header:   http.Header{"Content-Type": {d.Desc.MediaType}},
+		body:     func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.Raw)), nil },
+		size:     int64(len(d.Raw)),
+		access:   h.push,
+		deadline: deadline,
+	}
+	maps.Copy(c.header, header)
+	resp, _, err := h.send(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if got := digest.Digest(resp.Header.Get("Docker-Content-Digest")); got.Validate() == nil && got != d.Desc.Digest {
+		return nil, &finalError{&layers.DigestError{Want: d.Desc.Digest, Got: got, From: "PUT " + cleanURL(resp.Request.URL)}}
+	}
+	return resp.Header, nil
 }
 
 // notExist reports whether err says that a file is not there.

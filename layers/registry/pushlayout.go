@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,8 +11,8 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 // layoutSink writes into an OCI layout. Blobs appear by rename, whole and
@@ -153,58 +152,17 @@ func (s *layoutSink) document(_ context.Context, d Document, root bool) error {
 }
 
 // name makes index.json name desc by the reference's tag. Everything else in it stays.
-func (s *layoutSink) name(desc ocispec.Descriptor) (err error) {
-	lock, err := s.root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }() // ends the lock
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return err
-	}
-	raw, err := s.root.ReadFile(ocispec.ImageIndexFile)
-	if err != nil && !notExist(err) {
-		return err
-	}
-	if raw, err = nameIn(raw, desc, s.ref.Tag); err != nil {
-		return err
-	}
-	if err := s.write(ocispec.ImageIndexFile, raw); err != nil {
-		return err
-	}
-	return s.sync()
+func (s *layoutSink) name(desc ocispec.Descriptor) error {
+	return s.change(func(raw []byte) ([]byte, error) { return nameIn(raw, desc, s.ref.Tag, nil) })
 }
 
-// nameIn is index.json raw (nil: none yet) with the further entry desc called tag.
-func nameIn(raw []byte, desc ocispec.Descriptor, tag string) ([]byte, error) {
-	top := map[string]json.RawMessage{
-		"schemaVersion": json.RawMessage("2"),
-		"mediaType":     json.RawMessage(strconv.Quote(ocispec.MediaTypeImageIndex)),
-	}
-	var list, keep []json.RawMessage
+// nameIn is index.json raw (nil: none yet) with the further entry desc called
+// tag, in place of what had that name, and without what is gone.
+func nameIn(raw []byte, desc ocispec.Descriptor, tag string, gone map[digest.Digest]bool) ([]byte, error) {
 	if raw != nil {
 		if _, err := parseLayoutIndex(raw); err != nil {
 			return nil, err
 		}
-		clear(top)
-		err := json.Unmarshal(raw, &top)
-		if err == nil && top["manifests"] != nil {
-			err = json.Unmarshal(top["manifests"], &list)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrBadManifest, ocispec.ImageIndexFile, err)
-		}
-	}
-	for _, e := range list {
-		var d ocispec.Descriptor
-		if err := json.Unmarshal(e, &d); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrBadManifest, ocispec.ImageIndexFile, err)
-		}
-		name := d.Annotations[ocispec.AnnotationRefName]
-		if name == tag && (tag != "" || d.Digest == desc.Digest) {
-			continue
-		}
-		keep = append(keep, e)
 	}
 	if tag != "" {
 		a := map[string]string{ocispec.AnnotationRefName: tag}
@@ -215,14 +173,13 @@ func nameIn(raw []byte, desc ocispec.Descriptor, tag string) ([]byte, error) {
 		}
 		desc.Annotations = a
 	}
-	entry, err := json.Marshal(desc)
-	if err != nil {
-		return nil, err
-	}
-	if top["manifests"], err = json.Marshal(append(keep, entry)); err != nil {
-		return nil, err
-	}
-	return json.MarshalIndent(top, "", "  ")
+	return editIndex(raw, func(list []ocispec.Descriptor) ([]bool, *ocispec.Descriptor) {
+		keep := make([]bool, len(list))
+		for i, d := range list {
+			keep[i] = !gone[d.Digest] && (d.Annotations[ocispec.AnnotationRefName] != tag || tag == "" && d.Digest != desc.Digest)
+		}
+		return keep, &desc
+	})
 }
 
 func (s *layoutSink) close() error { return s.root.Close() }

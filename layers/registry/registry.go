@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/snapfs/snapfs/layers"
@@ -247,6 +248,9 @@ type source interface {
 	small(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
 	blob(desc ocispec.Descriptor) layers.Blob
 	stream(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+	// referrers lists what is attached to a manifest, perhaps with entries that
+	// do not tell their type.
+	referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error)
 }
 
 func (r *Registry) source(ref Ref) (source, error) {
