@@ -63,12 +63,15 @@ func (env *Env) request(ctx context.Context, op string, args, result any, event 
 				return nil, err
 			}
 		case died(err):
-			return nil, fmt.Errorf("the daemon went away during %s; whether it was done is not known", op)
+			return nil, fmt.Errorf("%w during %s; whether it was done is not known", errWentAway, op)
 		default:
 			return nil, err
 		}
 	}
 }
+
+// errWentAway says that a daemon ended in the middle of a request.
+var errWentAway = errors.New("the daemon went away")
 
 func notListening(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)

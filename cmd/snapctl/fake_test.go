@@ -104,3 +104,14 @@ func pipeIn(t *testing.T, env *Env, text string) {
 	}()
 	env.Stdin = r
 }
+
+// pipe returns a pipe that the test closes at its end.
+func pipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return r, w
+}

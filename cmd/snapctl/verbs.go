@@ -63,6 +63,7 @@ func groups() []struct {
 		{"Daemon", []verb{
 			{name: "info", about: "Show how this machine mounts images", run: info},
 			{name: "stat", about: "Show counters", run: stat},
+			{name: "events", about: "Show what has happened, and what does", run: showEvents},
 			{name: "daemon", about: "Start, stop or restart the daemon", run: daemon},
 			{name: "version", about: "Show versions", run: showVersion},
 			{name: "completion", about: "Print completions for a shell", run: completion},

@@ -35,6 +35,7 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 	control.OpVersion: simple(func(d *daemon, _ context.Context, _ struct{}) (control.Version, error) { return d.version(), nil }),
 	control.OpInfo:    simple((*daemon).info),
 	control.OpStat:    simple(func(d *daemon, _ context.Context, _ struct{}) (map[string]int64, error) { return d.stat(), nil }),
+	control.OpEvents:  (*daemon).serveEvents,
 	control.OpStop:    simple(func(d *daemon, ctx context.Context, _ struct{}) (any, error) { return nil, d.w.StopDaemon(ctx) }),
 
 	control.OpPull: long(func(d *daemon, ctx context.Context, a control.PullArgs, p func(control.Progress)) (control.Image, error) {

@@ -17,6 +17,7 @@ import (
 	"github.com/snapfs/snapfs/fs/objectfs"
 	"github.com/snapfs/snapfs/internal/containers"
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/layers"
@@ -33,6 +34,7 @@ type daemon struct {
 	store      *objects.Store
 	registry   *registry.Registry
 	counts     registry.Stats
+	events     *events.Log
 	fetcher    *fetch.Fetcher
 	images     *images.Service
 	containers *containers.Service
@@ -55,7 +57,7 @@ func work(c Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	d := &daemon{c: c, log: log, w: w, started: time.Now()}
+	d := &daemon{c: c, log: log, w: w, started: time.Now(), events: events.New(0)}
 	if err := d.open(ctx); err != nil {
 		if cerr := d.close(); cerr != nil {
 			log.Error("after a failed start", "err", cerr)
@@ -97,18 +99,19 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	d.fetcher = fetch.New(fetch.Options{
 		Store: d.store, Log: d.log,
 		Disputed: func(s layers.Sum) { d.fs.Invalidate(s) }, // d.fs is set before the first layer is added
+		Watch:    fetch.Watch{Lied: d.lied, Unkept: d.unkept},
 	})
-	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log})
+	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log, Failed: d.readFailed})
 	d.images, err = images.Open(ctx, images.Options{
 		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Mounter: d.w,
 		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
-		Complete: c.Pull.Complete, Log: d.log,
+		Complete: c.Pull.Complete, Events: d.events, Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
 	d.containers, err = containers.Open(containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Log: d.log,
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Events: d.events, Log: d.log,
 	})
 	return err
 }
@@ -135,6 +138,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			cancel(fmt.Errorf("control socket: %w", err))
 		}
 	})
+	d.begun()
 	if err := d.w.Ready(ctx); err != nil && !errors.Is(err, supervisor.ErrNoSupervisor) && ctx.Err() == nil {
 		cancel(err)
 	}

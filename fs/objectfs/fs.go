@@ -29,6 +29,9 @@ type Objects interface {
 // Options of an FS. The zero value works.
 type Options struct {
 	Log *slog.Logger // nil: discard
+	// Failed is told of every READ that is answered with an error, other than
+	// those that were interrupted. It must return at once; nil: nobody is.
+	Failed func(s layers.Sum, off int64, err error)
 }
 
 // Stats counts what an FS did.
@@ -49,6 +52,7 @@ type FS struct {
 
 	objects Objects
 	nodes   *Nodes
+	tell    func(layers.Sum, int64, error) // Options.Failed
 	stale   stale
 	log     *slog.Logger
 	base    context.Context // ends when the worker is told to stop; set by Serve
@@ -64,6 +68,7 @@ func New(objects Objects, nodes *Nodes, o Options) *FS {
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		objects:       objects,
 		nodes:         nodes,
+		tell:          o.Failed,
 		stale:         stale{sums: map[layers.Sum]struct{}{}, wake: make(chan struct{}, 1)},
 		log:           o.Log,
 		base:          context.Background(),
@@ -203,6 +208,9 @@ func (f *FS) failed(ctx readCtx, s layers.Sum, off int64, err error) gofuse.Stat
 	}
 	f.Stats.Fails.Add(1)
 	f.log.Error("read failed", "object", s, "off", off, "err", err)
+	if f.tell != nil {
+		f.tell(s, off, err)
+	}
 	return gofuse.Status(errno(err))
 }
 

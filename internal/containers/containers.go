@@ -22,7 +22,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/runtime/cgroups"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
@@ -39,6 +41,7 @@ type Options struct {
 	CgroupParent string
 	Images       *images.Service
 	Spawner      Spawner
+	Events       *events.Log  // nil: nobody is told
 	Log          *slog.Logger // nil: discard
 }
 
@@ -150,6 +153,22 @@ func (s *Service) forget(id string) {
 		delete(s.names, c.Name)
 		delete(s.known, id)
 	}
+}
+
+// event tells that something has happened to a container; pairs are as in events.Attrs.
+func (s *Service) event(action string, c *monitor.Config, pairs ...any) {
+	e := control.Event{Type: events.Container, Action: action, ID: c.ID, Attributes: events.Attrs(pairs...)}
+	e.Attributes["name"], e.Attributes["image"] = c.Name, familiar(c.Image)
+	s.Events.Emit(e)
+}
+
+// familiar is the name of an image as it is listed, from what the user wrote.
+func familiar(image string) string {
+	ref, err := registry.ParseRef(image)
+	if err != nil {
+		return image // by its ID
+	}
+	return ref.Familiar()
 }
 
 func (s *Service) config(id string) *monitor.Config {

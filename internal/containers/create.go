@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
@@ -94,6 +95,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 		s.forget(c.ID)
 		return nil, errors.Join(err, s.erase(c.ID))
 	}
+	s.event(events.Create, c)
 	s.Images.Complete(image)
 	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
@@ -24,6 +25,9 @@ func (s *Service) Remove(ctx context.Context, name string, force bool) (control.
 	}
 	if err := s.end(ctx, row); err != nil {
 		return row, fmt.Errorf("container %s: %w", row.Name, err)
+	}
+	if c := s.config(row.ID); c != nil {
+		s.event(events.Remove, c)
 	}
 	s.forget(row.ID)
 	return row, s.erase(row.ID)

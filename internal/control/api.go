@@ -11,6 +11,7 @@ const (
 	OpVersion = "version" // nil → Version
 	OpInfo    = "info"    // nil → Info
 	OpStat    = "stat"    // nil → map[string]int64
+	OpEvents  = "events"  // EventsArgs, events Event
 	OpStop    = "daemon.stop"
 
 	OpPull    = "image.pull"    // PullArgs, events Progress → Image
@@ -76,6 +77,26 @@ type Info struct {
 	Supervisor int // pid
 	Worker     int // pid
 	Restarts   int // workers replaced since the supervisor started
+}
+
+// EventsArgs asks for what has happened. Without Follow that is what the daemon
+// still knows; with it, also what will happen, until the client hangs up or Until has come.
+type EventsArgs struct {
+	Since, Until time.Time           `json:",omitzero"`
+	After        uint64              `json:",omitempty"` // the number of an event: none up to it, and all after it
+	Filter       map[string][]string `json:",omitempty"` // "type", "event", "image" and "container" → any of these
+	Follow       bool                `json:",omitempty"`
+}
+
+// Event is something that has happened (see internal/events for all of them).
+// One with Type "events" and Action "lost" says in its attribute "count" how many are not known any more.
+type Event struct {
+	Seq        uint64 `json:",omitempty"` // ascending within one worker's life
+	Time       time.Time
+	Type       string            // "image", "container", "fetch" or "daemon"
+	Action     string            // "pull", "die", …
+	ID         string            // of what it happened to: a reference, a container's ID, …
+	Attributes map[string]string `json:",omitempty"`
 }
 
 // Progress is an event of a long operation. A line (ID) appears with its first

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func serve(t *testing.T, handle func(context.Context, *Request) error) (path string) {
@@ -124,4 +125,37 @@ func TestServerThatEndsUnread(t *testing.T) {
 	if _, err := Call(t.Context(), path, "x", []int{1, 2, 3}, nil, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Call: %v, want io.ErrUnexpectedEOF", err)
 	}
+}
+
+// A client that asks and then reads nothing must not keep the server from ending.
+func TestServerEndsWithoutItsReaders(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	full, ended := make(chan struct{}), make(chan struct{})
+	s := &Server{lastWords: time.Millisecond, Handle: func(ctx context.Context, r *Request) error {
+		block := strings.Repeat("x", 1<<20) // more than a socket holds
+		close(full)
+		for {
+			if err := r.Event(block); err != nil {
+				return err
+			}
+		}
+	}}
+	go func() { defer close(ended); s.Serve(ctx, l) }()
+	c, err := Dial(ctx, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Begin("talk", nil); err != nil {
+		t.Fatal(err)
+	}
+	<-full
+	cancel()
+	<-ended
 }

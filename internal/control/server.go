@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,7 +70,13 @@ type Server struct {
 	// others, anything the client sends after its request ends it.
 	Streaming map[string]bool
 	Log       *slog.Logger // nil: discard
+
+	lastWords time.Duration // see the constant; 0 is that
 }
+
+// lastWords is how long after the end of its context a handler can still send.
+// A client that does not read must not keep the server from ending.
+const lastWords = 5 * time.Second
 
 // Serve answers connections from l until ctx ends or l is closed, and returns
 // when all handlers have. Only root and the server's own user are answered.
@@ -102,7 +109,10 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { c.u.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() {
+		c.u.SetReadDeadline(time.Unix(1, 0))
+		c.u.SetWriteDeadline(time.Now().Add(cmp.Or(s.lastWords, lastWords)))
+	})
 	defer stop()
 
 	peer, err := c.Peer()

@@ -3,10 +3,12 @@ package images
 import (
 	"context"
 	"fmt"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 )
 
 // Complete fetches the rest of an image in the background, if the daemon is
@@ -29,7 +31,12 @@ func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(contr
 	keys := s.incomplete(k)
 	if len(keys) > 0 {
 		_, err := s.completing.do(ctx, s.base, k.Tree, progress, func(ctx context.Context, p func(control.Progress)) (struct{}, error) {
-			return struct{}{}, s.complete(ctx, keys, p)
+			began := time.Now()
+			err := s.complete(ctx, keys, p)
+			if err == nil {
+				s.event(events.Complete, k.Ref, "digest", k.Desc.Digest, "took", time.Since(began))
+			}
+			return struct{}{}, err
 		})
 		if err != nil {
 			return err
@@ -40,8 +47,12 @@ func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(contr
 	if row := s.knownTree(k.Tree); row == nil || row.Sealed {
 		return nil
 	}
-	if _, err := s.build(k.Tree, k.Layers, nil); err != nil {
+	row, err := s.build(k.Tree, k.Layers, nil)
+	if err != nil {
 		return fmt.Errorf("seal metadata image: %w", err)
+	}
+	if row.Sealed {
+		s.event(events.Seal, k.Ref, "digest", k.Desc.Digest)
 	}
 	return nil
 }

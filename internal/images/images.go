@@ -34,6 +34,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers/fetch"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/lazy"
@@ -63,6 +65,7 @@ type Options struct {
 	Users func() map[digest.Digest][]User
 	// Complete fetches the rest of an image in the background once it was asked for.
 	Complete bool
+	Events   *events.Log  // nil: nobody is told
 	Log      *slog.Logger // nil: discard
 }
 
@@ -375,6 +378,11 @@ var ErrInUse = errors.New("image is in use")
 // notFound says which reference is not known.
 func notFound(ref string) error {
 	return fmt.Errorf("no such image: %s: %w", ref, fs.ErrNotExist)
+}
+
+// event tells that something has happened to an image; pairs are as in events.Attrs.
+func (s *Service) event(action, ref string, pairs ...any) {
+	s.Events.Emit(control.Event{Type: events.Image, Action: action, ID: familiar(ref), Attributes: events.Attrs(pairs...)})
 }
 
 // short is the usual abbreviation of a digest.

@@ -12,6 +12,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers/registry"
 )
 
@@ -160,6 +161,21 @@ func (s *Service) Inspect(name string) (*control.ImageDetail, error) {
 	return d, err
 }
 
+// Layers returns the keys of the layers of every image, by familiar reference.
+func (s *Service) Layers() map[string][]string {
+	all := map[string][]string{}
+	s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "names", func(ref string, _ *nameRow) error {
+			k, err := known(tx, ref)
+			if err == nil {
+				all[familiar(ref)] = k.Layers
+			}
+			return nil
+		})
+	})
+	return all
+}
+
 // Count is the number of references.
 func (s *Service) Count() (n int) {
 	s.db.View(func(tx *bolt.Tx) error {
@@ -179,9 +195,13 @@ func (s *Service) Tag(src, dst string) error {
 	if err != nil {
 		return err
 	}
-	return s.db.Update(func(tx *bolt.Tx) error {
+	if err := s.db.Update(func(tx *bolt.Tx) error {
 		return put(tx, "names", ref.String(), nameRow{Manifest: k.Desc.Digest, Pulled: k.Pulled})
-	})
+	}); err != nil {
+		return err
+	}
+	s.event(events.Tag, k.Ref, "target", ref.Familiar())
+	return nil
 }
 
 // familiar is the form of a reference that people write.

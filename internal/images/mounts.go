@@ -12,6 +12,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 )
 
 // MountMarks is the directory of RUN that has a file for every recorded mount:
@@ -32,7 +33,11 @@ func (s *Service) RecordMount(m control.Mount) error {
 	if err := os.WriteFile(s.mark(m.Target), []byte(m.Target+"\n"), 0o600); err != nil {
 		return err
 	}
-	return s.db.Update(func(tx *bolt.Tx) error { return put(tx, "mounts", m.Target, m) })
+	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, "mounts", m.Target, m) }); err != nil {
+		return err
+	}
+	s.event(events.Mount, m.Ref, "target", m.Target)
+	return nil
 }
 
 // ForgetMount undoes RecordMount.
@@ -40,12 +45,17 @@ func (s *Service) ForgetMount(target string) error {
 	if err := os.Remove(s.mark(target)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return s.db.Update(func(tx *bolt.Tx) error {
-		if err := get(tx, "mounts", target, new(control.Mount)); errors.Is(err, fs.ErrNotExist) {
+	var m control.Mount
+	if err := s.db.Update(func(tx *bolt.Tx) error {
+		if err := get(tx, "mounts", target, &m); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("no image is mounted at %s: %w", target, fs.ErrNotExist)
 		}
 		return del(tx, "mounts", target)
-	})
+	}); err != nil {
+		return err
+	}
+	s.event(events.Unmount, m.Ref, "target", target)
+	return nil
 }
 
 // Mounts lists the recorded mounts.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/lazy"
@@ -88,6 +89,7 @@ func (s *Service) usable(m *manifestRow) bool {
 // is known already, and only its parts come back.
 func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name string, progress func(control.Progress)) (*manifestRow, error) {
 	defer s.worked.Store(true)
+	began := time.Now()
 	progress(control.Progress{Action: "resolving"})
 	img, err := s.Registry.Resolve(ctx, ref, platform)
 	if err != nil {
@@ -103,6 +105,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 		}
 		return nil, fmt.Errorf("%s: %w", ref.Familiar(), err)
 	}
+	s.event(events.Pull, ref.String(), "digest", row.Desc.Digest, "layers", len(row.Layers), "took", time.Since(began))
 	return row, nil
 }
 
@@ -180,6 +183,7 @@ func (s *Service) ingest(ctx context.Context, img *registry.Image, desc ocispec.
 			}
 		}
 		made = ix
+		s.event(events.Index, img.Ref.String(), "layer", desc.Digest, "format", row.Format, "why", row.Why)
 		return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "layers", key, row) })
 	})
 	return key, made, err

@@ -11,6 +11,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/registry"
@@ -71,6 +72,7 @@ func (s *Service) removeOne(name string, force bool) ([]control.Removed, error) 
 	var out []control.Removed
 	for _, ref := range drop {
 		out = append(out, control.Removed{Ref: familiar(ref)})
+		s.event(events.Remove, ref, "digest", k.Desc.Digest)
 	}
 	if last {
 		out = append(out, control.Removed{Ref: string(k.ID()), Deleted: true})

@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers/convert"
 	"github.com/snapfs/snapfs/layers/lazy"
 	"github.com/snapfs/snapfs/layers/registry"
@@ -63,6 +64,7 @@ func (s *Service) push(ctx context.Context, dst registry.Ref, src *registry.Sour
 	if err != nil {
 		return control.Pushed{}, err
 	}
+	s.event(events.Push, dst.String(), "digest", desc.Digest)
 	total := desc.Size
 	for _, b := range src.Blobs {
 		total += b.Desc.Size
