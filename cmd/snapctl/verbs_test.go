@@ -136,7 +136,7 @@ func TestCreateArguments(t *testing.T) {
 	a.ID = ""
 	got, _ := json.Marshal(a)
 	want := `{"ID":"","Name":"n","Image":"img:1","Platform":"linux/arm64","Pull":"never","Args":["cmd","-x","--rm"],"Entrypoint":["/e"],` +
-		`"Env":["A=file","F=1","A=flag"],"Workdir":"/w","User":"me:us","Hostname":"host1","TTY":false,"OpenStdin":true,"Remove":true,"ReadOnly":true,"Init":true,` +
+		`"Env":["A=file","F=1","A=flag"],"Workdir":"/w","User":"me:us","Hostname":"host1","TTY":false,"OpenStdin":true,"Remove":true,"Record":false,"ReadOnly":true,"Init":true,` +
 		`"Network":"host","Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Options":null,"Create":true},{"Type":"tmpfs","Source":"","Target":"/t","ReadOnly":false,"Options":null,"Create":false}],` +
 		`"Tmpfs":["/run:size=1m"],"Memory":67108864,"NanoCPUs":1500000000,"PidsLimit":100,"CapAdd":["NET_ADMIN"],"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],` +
 		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0}`

@@ -45,7 +45,7 @@ const (
 	Publish    = "publish"    // its index was sent to the registry: digest
 	Push       = "push"       // target, digest
 	Tag        = "tag"        // target
-	Quarantine = "quarantine" // it lied and may not be started: layer, object, error
+	Quarantine = "quarantine" // its index lied, nothing is started on it: layer, object, chunk, error
 	Remove     = "remove"     // of an image: a name; of a container: all of it
 
 	Create = "create" // containers have image and name

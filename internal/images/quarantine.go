@@ -8,6 +8,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
 )
 
@@ -63,6 +64,7 @@ func (s *Service) Lied(key string, object layers.Sum, chunk int, cause error) {
 	}
 	for _, ref := range refs {
 		s.Log.Error("image quarantined: its index lies", "ref", ref, "layer", q.Layer, "object", q.Object, "chunk", chunk, "err", cause)
+		s.event(events.Quarantine, ref, "layer", q.Layer, "object", q.Object, "chunk", chunk, "error", cause)
 	}
 }
 
