@@ -250,17 +250,31 @@ func (m *machine) mount(ref string, writable bool) string {
 
 func (m *machine) unmount(target string) {
 	m.Helper()
-	if err := mounts.Unmount(target, false); err != nil {
+	if err := unmount(target); err != nil {
 		m.Fatal(err)
 	}
 	m.must(control.OpUmount, control.Mount{Target: target}, nil)
+}
+
+// unmount unmounts what no test uses any more. It may be busy for a moment all
+// the same: a child that another test has just forked has our descriptors until
+// it executes its program.
+func unmount(target string) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := mounts.Unmount(target, false)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // cleanUp stops the daemon and looks for what it should not have left behind.
 func (m *machine) cleanUp() {
 	for _, target := range m.targets {
 		if on, _ := mounts.IsMounted(target); on {
-			if err := errors.Join(mounts.Unmount(target, false), m.call(control.OpUmount, control.Mount{Target: target}, nil)); err != nil {
+			if err := errors.Join(unmount(target), m.call(control.OpUmount, control.Mount{Target: target}, nil)); err != nil {
 				m.Errorf("%s: %v", target, err)
 			}
 		}
