@@ -12,18 +12,24 @@ const (
 // codes decodes symbols into b[n:] until the block ends or b is full.
 func (g *Gzip) codes(b []byte, n int) (int, error) {
 	base := n - int(min(g.made, int64(n))) // where the member begins in b, or b's start
+	first := g.total - int64(n)            // what is b[0] in the stream
 	if g.length > 0 {
 		n = g.resume(b, n)
 	}
+	low, stop := base, len(b)
 	for n < len(b) && g.length == 0 {
 		var err error
+		if g.rec != nil {
+			next, cand := g.watch(first + int64(n))
+			low, stop = max(base, int(cand-first)), int(min(next-first, int64(len(b))))
+		}
 		if len(g.in)-g.pos >= fastIn && len(b)-n >= fastOut {
-			if n, err = g.fast(b, n, base); err != nil || g.state != inCodes {
+			if n, err = g.fast(b, n, base, low, stop); err != nil || g.state != inCodes {
 				return n, err
 			}
 			continue
 		}
-		if n, err = g.slow(b, n, base); err != nil || g.state != inCodes {
+		if n, err = g.slow(b, n, base, low); err != nil || g.state != inCodes {
 			return n, err
 		}
 	}
@@ -31,7 +37,7 @@ func (g *Gzip) codes(b []byte, n int) (int, error) {
 }
 
 // slow decodes one symbol near the end of the input or of b.
-func (g *Gzip) slow(b []byte, n, base int) (int, error) {
+func (g *Gzip) slow(b []byte, n, base, low int) (int, error) {
 	e, err := g.find(g.lit[:], litBits)
 	if err != nil {
 		return n, err
@@ -55,7 +61,7 @@ func (g *Gzip) slow(b []byte, n, base int) (int, error) {
 	distance := value(e, g.buf)
 	g.buf >>= e & 63
 	g.nb -= uint(e & 63)
-	if e&isBad != 0 || distance > n-base {
+	if e&isBad != 0 || distance > n-low && (low == base || !g.early(b, n, base, low, distance, length)) {
 		return n, ErrCorrupt
 	}
 	g.length, g.distance = length, distance
@@ -72,12 +78,13 @@ func (g *Gzip) resume(b []byte, n int) int {
 	return n
 }
 
-// fast decodes while there is slack on both sides.
-func (g *Gzip) fast(b []byte, n, base int) (int, error) {
+// fast decodes up to stop, or a symbol more, while there is slack on both sides.
+// Matches must not begin before base; of those before low it tells.
+func (g *Gzip) fast(b []byte, n, base, low, stop int) (int, error) {
 	in, pos := g.in, g.pos
 	buf, nb := g.buf, g.nb
 	lit, dist := &g.lit, &g.dist
-	inMax, outMax := len(in)-fastIn, len(b)-fastOut
+	inMax, outMax := len(in)-fastIn, min(len(b)-fastOut, stop-1)
 	var err error
 	for pos <= inMax && n <= outMax {
 		// Fill to 56 bits or more. Bits above nb are loaded again: the same ones.
@@ -133,9 +140,11 @@ func (g *Gzip) fast(b []byte, n, base int) (int, error) {
 		distance := int(e>>16) + int(buf&(1<<(e&63)-1)>>(e>>8&15))
 		buf >>= e & 63
 		nb -= uint(e & 63)
-		if e&isBad != 0 || distance > n-base {
-			err = ErrCorrupt
-			break
+		if e&isBad != 0 || distance > n-low {
+			if e&isBad != 0 || low == base || !g.early(b, n, base, low, distance, length) {
+				err = ErrCorrupt
+				break
+			}
 		}
 		end := n + length
 		if distance >= 16 {

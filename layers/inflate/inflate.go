@@ -37,7 +37,8 @@ var (
 type state uint8
 
 const (
-	atMember state = iota // the first header
+	atMember state = iota // a header
+	atPoint               // a block, after some bits
 	atBlock
 	inStored
 	inCodes
@@ -48,9 +49,10 @@ const (
 // A Gzip decodes a gzip stream: one member or more, then perhaps zeros, as
 // gzip(1) allows for tapes. Anything else behind is an error.
 type Gzip struct {
-	src Source
-	in  []byte // of src, from pos on
-	pos int
+	src    Source
+	in     []byte // of src, from pos on
+	pos    int
+	before int64 // bytes of src before in
 
 	// Invariant: the low nb bits of buf are the next ones, those above are zero
 	// or (inside codes) those that come after.
@@ -63,8 +65,13 @@ type Gzip struct {
 	length   int  // of a match that did not fit
 	distance int
 
-	made  int64 // bytes of the member
-	crc   uint32
+	total   int64 // bytes of all members
+	made    int64 // bytes of the member
+	crc     uint32
+	partial bool // the member was begun at a point: its checksum is not known
+	skip    uint // bits before the point
+
+	rec   *recorder // nil if nothing is to be recorded
 	lit   [litSize]entry
 	dist  [distSize]entry
 	fixed bool // lit and dist are those of fixed blocks
@@ -83,6 +90,8 @@ func (g *Gzip) Decode(b []byte, n int) (int, error) {
 		switch g.state {
 		case atMember:
 			err = g.member()
+		case atPoint:
+			err = g.point()
 		case atBlock:
 			err = g.block()
 		case inStored:
@@ -95,8 +104,11 @@ func (g *Gzip) Decode(b []byte, n int) (int, error) {
 			return n, io.EOF
 		}
 		if n > from {
-			g.crc = crc32.Update(g.crc, crc32.IEEETable, b[from:n])
+			if !g.partial {
+				g.crc = crc32.Update(g.crc, crc32.IEEETable, b[from:n])
+			}
 			g.made += int64(n - from)
+			g.total += int64(n - from)
 		}
 		if err != nil || n == len(b) && (g.state == inStored || g.state == inCodes) {
 			return n, err
@@ -107,6 +119,7 @@ func (g *Gzip) Decode(b []byte, n int) (int, error) {
 // fill makes in not empty.
 func (g *Gzip) fill() (err error) {
 	for g.pos == len(g.in) {
+		g.before += int64(len(g.in))
 		if g.in, err = g.src.Next(); err != nil {
 			g.in, g.pos = nil, 0
 			return err
@@ -146,6 +159,11 @@ func (g *Gzip) block() error {
 		g.state = atTrailer
 		return nil
 	}
+	if g.rec != nil && g.made > 0 {
+		g.watch(g.total)
+		bit := (g.before+int64(g.pos))<<3 - int64(g.nb)
+		g.rec.block(g.total, bit>>3, uint8(bit&7))
+	}
 	v, err := g.bits(3)
 	if err != nil {
 		return err
@@ -184,6 +202,9 @@ func (g *Gzip) align() {
 }
 
 func (g *Gzip) copyStored(b []byte, n int) (int, error) {
+	if g.rec != nil {
+		g.watch(g.total)
+	}
 	for g.stored > 0 && n < len(b) {
 		if g.nb > 0 { // whole bytes
 			b[n] = byte(g.buf)

@@ -3,9 +3,12 @@ package inflate
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/snapfs/snapfs/layers"
 
 	kgzip "github.com/klauspost/compress/gzip"
 )
@@ -28,12 +31,20 @@ func (r *runs) Next() ([]byte, error) {
 
 // decode decodes all of p with buffers of size bytes.
 func decode(p []byte, run, size int) (out []byte, err error) {
-	g := NewGzip(&runs{p, run})
-	b := make([]byte, Window+size)
+	return decodeAll(NewGzip(&runs{p, run}), size)
+}
+
+// decodeAll decodes size bytes at a time.
+func decodeAll(g *Gzip, size int) (out []byte, err error) {
+	b := make([]byte, 4*Window+size)
+	n := 0
 	for {
-		hist := copy(b, out[max(0, len(out)-Window):])
-		n, err := g.Decode(b[:hist+size], hist)
-		out = append(out, b[hist:n]...)
+		if n+size > len(b) {
+			n = copy(b, b[n-Window:n])
+		}
+		from := n
+		n, err = g.Decode(b[:n+size], n)
+		out = append(out, b[from:n]...)
 		if err == io.EOF {
 			return out, nil
 		}
@@ -144,7 +155,7 @@ func TestDecodeTruncated(t *testing.T) {
 }
 
 // FuzzDecode compares with compress/gzip: the same bytes and no error, or an
-// error from both.
+// error from both; and the same bytes from any point on.
 func FuzzDecode(f *testing.F) {
 	for _, plain := range texts(2000) {
 		for _, level := range []int{gzip.HuffmanOnly, 0, 1, 9} {
@@ -153,7 +164,17 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(farMatch, uint16(1), uint16(1))
 	f.Fuzz(func(t *testing.T, p []byte, run, size uint16) {
-		got, err := decode(p, int(run)+1, int(size)+1)
+		got, m, windows, err := record(p, 1, int(run)+1, int(size)+1)
+		if err == nil {
+			if err := m.Check(); err != nil || m.Plain != int64(len(got)) || m.Stored != int64(len(p)) {
+				t.Fatalf("map %+v: %v", m, err)
+			}
+			for i, pt := range m.Points {
+				if tail, err := resume(p, pt, windows[i], int(run)+1); err != nil || !bytes.Equal(tail, got[pt.Plain:]) {
+					t.Fatalf("from %+v: %d bytes, %v; want %d", pt, len(tail), err, len(got)-int(pt.Plain))
+				}
+			}
+		}
 		var want []byte
 		r, werr := gzip.NewReader(bytes.NewReader(p))
 		if werr == nil {
@@ -167,6 +188,34 @@ func FuzzDecode(f *testing.F) {
 		}
 		if (err == nil) != (werr == nil) || err == nil && !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes, %v; compress/gzip: %d bytes, %v", len(got), err, len(want), werr)
+		}
+	})
+}
+
+// FuzzResume resumes at points that lie: they cost no more than what is decoded.
+func FuzzResume(f *testing.F) {
+	for _, plain := range texts(100_000) {
+		stored := compress(f, plain, 6)
+		_, m, windows, err := record(stored, 1, 1<<20, 1000)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for i, p := range m.Points {
+			f.Add(stored[p.Stored:][:min(3000, len(stored)-int(p.Stored))], p.Bits, p.Window, windows[i], uint16(100))
+		}
+	}
+	f.Fuzz(func(t *testing.T, stored []byte, bits uint8, size int32, window []byte, run uint16) {
+		src := &runs{stored, int(run) + 1}
+		r := NewReader(src, layers.Point{Bits: bits, Window: size}, window)
+		n, err := io.Copy(io.Discard, r)
+		if limit := int64(len(stored))*1032 + 1032; n > limit {
+			t.Fatalf("%d bytes of %d", n, len(stored))
+		}
+		if err == nil && len(src.p) > 0 {
+			t.Fatalf("%d of %d stored bytes were not read", len(src.p), len(stored))
+		}
+		if err != nil && err != io.ErrUnexpectedEOF && !errors.Is(err, layers.ErrBadLayer) {
+			t.Fatal(err)
 		}
 	})
 }

@@ -41,6 +41,9 @@ func (r *crcReader) uint16() int {
 
 // member reads a member's header.
 func (g *Gzip) member() error {
+	if g.rec != nil {
+		g.rec.member(g.total, g.offset())
+	}
 	r := crcReader{g: g}
 	if r.byte() != 0x1f || r.byte() != 0x8b || r.byte() != 8 {
 		if r.err != nil {
@@ -65,7 +68,7 @@ func (g *Gzip) member() error {
 	if want := r.crc & 0xffff; flags&flagHdrCRC != 0 && r.uint16() != int(want) && r.err == nil {
 		return ErrHeader
 	}
-	g.state, g.final, g.made, g.crc = atBlock, false, 0, 0
+	g.state, g.final, g.made, g.crc, g.partial = atBlock, false, 0, 0, false
 	return r.err
 }
 
@@ -89,6 +92,9 @@ func (g *Gzip) trailer() error {
 			return err
 		}
 		p[i] = byte(v)
+	}
+	if g.partial {
+		return g.after()
 	}
 	if binary.LittleEndian.Uint32(p[:]) != g.crc || binary.LittleEndian.Uint32(p[4:]) != uint32(g.made) {
 		return ErrChecksum
