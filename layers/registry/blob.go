@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/snapfs/snapfs/layers"
@@ -24,15 +25,50 @@ type remoteBlob struct {
 	reg  *Registry
 	ref  Ref
 	desc ocispec.Descriptor
-
-	mu      sync.Mutex
-	targets map[*host]target
+	// moved, if not nil, is called when a host redirects to where the blob is.
+	moved func()
 }
 
 // A target is where a host redirected to, most often a signed address.
 type target struct {
 	url   *url.URL
 	until time.Time
+}
+
+// targets are where a host has redirected to, by blob. All that read a blob
+// share them, so that only the first of them pays for the redirect.
+type targets struct {
+	mu sync.Mutex
+	m  map[digest.Digest]target
+}
+
+const maxTargets = 4096
+
+// get returns where a blob is, or nil.
+func (t *targets) get(d digest.Digest) *url.URL {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at := t.m[d]; time.Now().Before(at.until) {
+		return at.url
+	}
+	return nil
+}
+
+// put remembers where a blob is; nil is that it is not known.
+func (t *targets) put(d digest.Digest, u *url.URL, until time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if u == nil {
+		delete(t.m, d)
+		return
+	}
+	if len(t.m) >= maxTargets {
+		clear(t.m) // each costs one request to find again
+	}
+	if t.m == nil {
+		t.m = make(map[digest.Digest]target)
+	}
+	t.m[d] = target{u, until}
 }
 
 var _ layers.Blob = (*remoteBlob)(nil)
@@ -107,7 +143,7 @@ func (b *remoteBlob) get(ctx context.Context, h *repoHost, deadline time.Time, o
 	if off > 0 || end < b.desc.Size {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, end-1))
 	}
-	if u := b.cached(h.host); u != nil {
+	if u := h.targets.get(b.desc.Digest); u != nil {
 		resp, _, err := h.send(ctx, &call{method: http.MethodGet, url: u, header: header, deadline: deadline})
 		if err == nil {
 			return b.check(h, resp, off, end, skip)
@@ -115,38 +151,24 @@ func (b *remoteBlob) get(ctx context.Context, h *repoHost, deadline time.Time, o
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		b.remember(h.host, nil) // expired, most likely
+		h.moved(b.desc.Digest, nil) // expired, most likely
 	}
-	c := &call{method: http.MethodGet, url: h.url("blobs", string(b.desc.Digest)), header: header, access: h.pull, deadline: deadline}
+	c := &call{method: http.MethodGet, url: h.url("blobs", string(b.desc.Digest)), header: header, access: h.pull, deadline: deadline, moved: b.moved}
 	resp, to, err := h.send(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	b.remember(h.host, to)
+	h.moved(b.desc.Digest, to)
 	return b.check(h, resp, off, end, skip)
 }
 
-func (b *remoteBlob) cached(h *host) *url.URL {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.targets[h]
-	if t.url == nil || time.Now().After(t.until) {
-		return nil
+// moved notes where the host has redirected to for a blob; nil: nowhere.
+func (h *repoHost) moved(d digest.Digest, u *url.URL) {
+	now := time.Now()
+	h.targets.put(d, u, now.Add(h.repo.reg.opt.Timeouts.Redirect))
+	if u != nil {
+		h.moves.Store(now.Add(believedFor).UnixNano())
 	}
-	return t.url
-}
-
-func (b *remoteBlob) remember(h *host, u *url.URL) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if u == nil {
-		delete(b.targets, h)
-		return
-	}
-	if b.targets == nil {
-		b.targets = make(map[*host]target)
-	}
-	b.targets[h] = target{u, time.Now().Add(b.reg.opt.Timeouts.Redirect)}
 }
 
 // check makes sure that resp is what was asked for, and closes it if not.
@@ -154,7 +176,7 @@ func (b *remoteBlob) check(h *repoHost, resp *http.Response, off, end, skip int6
 	body, err := b.accept(h, resp, off, end, skip)
 	if err != nil {
 		resp.Body.Close()
-		b.remember(h.host, nil)
+		h.moved(b.desc.Digest, nil)
 		if _, ok := errors.AsType[*bodyError](err); ok {
 			return nil, err
 		}

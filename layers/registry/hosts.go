@@ -5,17 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -24,11 +25,12 @@ import (
 )
 
 const (
-	idlePerHost = 32       // keep-alive connections: an image's layers at once, and on-demand reads beside them
-	maxToken    = 1 << 20  // bytes of a token server's answer
-	maxHops     = 5        // redirects of one request
-	maxSkip     = 1 << 20  // bytes read and dropped to get to an offset where ranges are ignored
-	readBuffer  = 64 << 10 // of a connection, bytes: fewer reads than the default 4 KiB for whole layers
+	idlePerHost = 32        // keep-alive connections: an image's layers at once, and on-demand reads beside them
+	maxToken    = 1 << 20   // bytes of a token server's answer
+	maxHops     = 5         // redirects of one request
+	maxSkip     = 1 << 20   // bytes read and dropped to get to an offset where ranges are ignored
+	believedFor = time.Hour // how long it is remembered of a host what it can and does
+	readBuffer  = 64 << 10  // of a connection, bytes: fewer reads than the default 4 KiB for whole layers
 )
 
 // A host is one server that has some registry's blobs. It is shared by all
@@ -39,8 +41,11 @@ type host struct {
 	ns      string       // the registry's domain, if this host is a mirror of it; else ""
 	down    atomic.Int64 // unix nanoseconds until which it is asked last
 	noRange atomic.Bool  // it was seen to ignore Range
+	many    atomic.Bool  // it speaks HTTP/2: one connection carries many requests
+	moves   atomic.Int64 // unix nanoseconds until which it is believed to redirect to where blobs are
 
 	referrersBy referrersBy
+	challenge   atomic.Pointer[http.Header] // how it asks for authorization, without a scope
 }
 
 // hostsOf returns the hosts of a domain, mirrors first. They are read from the
@@ -125,14 +130,12 @@ func (r *Registry) tune(c *http.Client) error {
 	if !ok {
 		return nil
 	}
-	t := r.opt.Timeouts
 	dial := tr.DialContext // with the dial_timeout of hosts.toml
-	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, t.Connect)
-		defer cancel()
-		return dial(ctx, network, addr)
+	if r.dial != nil {
+		dial = r.dial
 	}
-	tr.TLSHandshakeTimeout = t.Connect
+	tr.DialContext = r.dialer(dial)
+	tr.TLSHandshakeTimeout = r.opt.Timeouts.Connect
 	tr.ResponseHeaderTimeout = 0 // watch does it, and the body too
 	tr.ForceAttemptHTTP2 = true  // off by default where DialContext is set (net/http, Transport.ForceAttemptHTTP2)
 	tr.DisableCompression = true // a Content-Encoding must be seen, not undone
@@ -159,6 +162,7 @@ type repoHost struct {
 	*host
 	repo       *repo
 	pull, push *access
+	targets    targets
 }
 
 func (r *Registry) repo(ref Ref) (*repo, error) {
@@ -211,7 +215,8 @@ type access struct {
 	// one is held over calls of Authorize: two at once race over the token's
 	// expiry (authorizer.go:289 and 303 in containerd 2.4.2). No caller waits
 	// for it, only goroutines of their own.
-	one sync.Mutex
+	one  sync.Mutex
+	used bool // guarded by one: it has authorized a request before
 
 	mu  sync.Mutex
 	cur docker.Authorizer
@@ -269,7 +274,7 @@ func (a *access) swap(old, fresh docker.Authorizer) {
 // authorize sets req's Authorization header, if one is known to be needed. A
 // token may have to be fetched: that is shared, and outlives this caller.
 func (a *access) authorize(ctx context.Context, req *http.Request, scopes []string) (docker.Authorizer, error) {
-	auth := a.current()
+	using := a.current()
 	type result struct {
 		value string
 		err   error
@@ -283,10 +288,11 @@ func (a *access) authorize(ctx context.Context, req *http.Request, scopes []stri
 		for _, s := range append([]string{a.scope}, scopes...) {
 			shared = docker.WithScope(shared, s)
 		}
+		a.prime(shared, using, req)
 		probe := &http.Request{Method: req.Method, URL: req.URL, Header: http.Header{}}
-		err := auth.Authorize(shared, probe)
+		err := using.Authorize(shared, probe)
 		if err != nil {
-			a.swap(auth, a.fresh())
+			a.swap(using, a.fresh())
 		}
 		done <- result{probe.Header.Get("Authorization"), err}
 	})
@@ -300,8 +306,45 @@ func (a *access) authorize(ctx context.Context, req *http.Request, scopes []stri
 		if r.value != "" {
 			req.Header.Set("Authorization", r.value)
 		}
-		return auth, nil
+		return using, nil
 	}
+}
+
+// prime tells an authorizer, before its first request, how the host has asked
+// for authorization in other repositories. That saves the request that would
+// only be answered with 401. a.one is held.
+func (a *access) prime(ctx context.Context, using docker.Authorizer, req *http.Request) {
+	if a.used {
+		return
+	}
+	a.used = true
+	h := a.host.challenge.Load()
+	if h == nil || req.URL.Host != a.host.Host {
+		return
+	}
+	err := using.AddResponses(ctx, []*http.Response{{StatusCode: http.StatusUnauthorized, Header: *h, Request: &http.Request{Method: req.Method, URL: req.URL}}})
+	if err != nil { // the host's own 401 will tell
+		a.reg.log.Debug("authorization as in other repositories", "host", a.host.Host, "err", err)
+	}
+}
+
+// challengeOf is what an answer says about authorization that holds for all
+// repositories of a host, or nil.
+func challengeOf(header http.Header) *http.Header {
+	for _, c := range auth.ParseAuthHeader(header) {
+		switch c.Scheme {
+		case auth.BasicAuth:
+			return &http.Header{"Www-Authenticate": {"Basic realm=" + quote(c.Parameters["realm"])}}
+		case auth.BearerAuth:
+			return &http.Header{"Www-Authenticate": {"Bearer realm=" + quote(c.Parameters["realm"]) + ",service=" + quote(c.Parameters["service"])}}
+		}
+	}
+	return nil
+}
+
+// quote makes a quoted-string (RFC 9110, 5.6.4).
+func quote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
 // challenged takes note of an answer that asks for authorization. used is the
@@ -325,6 +368,8 @@ func (a *access) challenged(ctx context.Context, used docker.Authorizer, resp *h
 	}
 	if resp.Request.Header.Get("Authorization") != "" {
 		a.reg.stats.Refreshes.Add(1)
+	} else if c := challengeOf(resp.Header); c != nil && resp.Request.URL.Host == a.host.Host {
+		a.host.challenge.Store(c)
 	}
 	a.swap(used, fresh)
 	return nil

@@ -60,7 +60,7 @@ func parsePlatform(s string) (ocispec.Platform, error) {
 	return platforms.Normalize(p), nil
 }
 
-func (r *Registry) resolve(ctx context.Context, ref Ref, want ocispec.Platform) (*Image, error) {
+func (r *Registry) resolve(ctx context.Context, ref Ref, want ocispec.Platform, opt ResolveOptions) (*Image, error) {
 	src, err := r.source(ref)
 	if err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func (r *Registry) resolve(ctx context.Context, ref Ref, want ocispec.Platform) 
 	if err != nil {
 		return nil, err
 	}
-	f := &finder{src: src, want: want, match: platforms.Only(want), budget: maxDocuments}
+	f := &finder{src: src, want: want, match: platforms.Only(want), budget: maxDocuments, opt: opt}
 	img, err := f.find(ctx, root, true, 0)
 	if err != nil {
 		return nil, err
@@ -84,6 +84,14 @@ type finder struct {
 	want   ocispec.Platform
 	match  platforms.MatchComparer
 	budget int
+	opt    ResolveOptions
+}
+
+// found says that desc is probably the image's manifest.
+func (f *finder) found(desc ocispec.Descriptor) {
+	if f.opt.OnManifest != nil {
+		f.opt.OnManifest(desc)
+	}
 }
 
 // find returns the image in doc. check says that nothing has vouched for its
@@ -99,12 +107,20 @@ func (f *finder) find(ctx context.Context, doc document, check bool, depth int) 
 		}
 		return f.choose(ctx, p.index, depth)
 	}
-	config, err := f.src.small(ctx, p.manifest.Config)
+	doc.desc.Size = int64(len(doc.raw)) // a reference by digest does not tell
+	doc.desc.MediaType = p.mediaType
+	if depth == 0 {
+		f.found(doc.desc)
+	}
+	src := f.src
+	if s, ok := src.(*remote); ok && f.opt.Locate {
+		src = s.locating(p.manifest.Layers)
+	}
+	config, err := src.small(ctx, p.manifest.Config)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	img := &Image{Desc: doc.desc, Manifest: *p.manifest, RawManifest: doc.raw, RawConfig: config}
-	img.Desc.MediaType = p.mediaType
 	img.Config, err = parseConfig(config, len(p.manifest.Layers))
 	if err != nil {
 		return nil, err
@@ -122,6 +138,9 @@ func (f *finder) choose(ctx context.Context, ix *ocispec.Index, depth int) (*Ima
 	for _, d := range f.candidates(ix, missing) {
 		if f.budget--; f.budget < 0 {
 			return nil, fmt.Errorf("%w: more than %d documents: %w", ErrBadManifest, maxDocuments, layers.ErrTooLarge)
+		}
+		if isManifest(d.MediaType) {
+			f.found(d)
 		}
 		raw, err := f.src.document(ctx, d)
 		if err != nil {

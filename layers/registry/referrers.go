@@ -23,10 +23,9 @@ import (
 )
 
 const (
-	maxReferrers = 4096      // of one manifest, that are kept
-	maxPages     = 32        // of a list of referrers
-	maxLookups   = 16        // artifact manifests fetched because a list does not say enough of them
-	referrersFor = time.Hour // how long it is remembered whether a host has the referrers API
+	maxReferrers = 4096 // of one manifest, that are kept
+	maxPages     = 32   // of a list of referrers
+	maxLookups   = 16   // artifact manifests fetched because a list does not say enough of them
 )
 
 // Referrers returns what is attached to the manifest subject in the repository or
@@ -269,7 +268,7 @@ type referrersBy struct {
 }
 
 func (b *referrersBy) learn(api bool) {
-	until := time.Now().Add(referrersFor).UnixNano()
+	until := time.Now().Add(believedFor).UnixNano()
 	if api {
 		b.api.Store(until)
 		b.tag.Store(0)

@@ -119,6 +119,9 @@ type Registry struct {
 	log   *slog.Logger
 	stats *Stats
 	plain map[string]bool
+	dial  dialFunc // nil: the system's; for tests
+
+	spares spares
 
 	base context.Context // ends at Close; parent of work that outlives its first caller
 	stop context.CancelFunc
@@ -180,6 +183,7 @@ func (r *Registry) Reload() {
 			h.Client.CloseIdleConnections()
 		}
 	}
+	r.spares.clear()
 	for _, a := range slices.Collect(maps.Values(archives)) {
 		a.release()
 	}
@@ -198,11 +202,34 @@ func (r *Registry) Close() error {
 // It fails with ErrNotFound, ErrDenied, ErrUnavailable, ErrBadManifest,
 // ErrUnsupported, *PlatformError or *layers.DigestError.
 func (r *Registry) Resolve(ctx context.Context, ref Ref, platform string) (*Image, error) {
-	want, err := parsePlatform(platform)
+	return r.ResolveWith(ctx, ref, ResolveOptions{Platform: platform})
+}
+
+// ResolveOptions of ResolveWith.
+type ResolveOptions struct {
+	Platform string // "": the machine's
+	// OnManifest, if not nil, is called as soon as the digest of the image's
+	// manifest is known, which for an index is before the manifest is fetched:
+	// what depends on the digest alone, [Registry.Referrers] most of all,
+	// begins here and costs no round trip of its own. If an index leaves open
+	// which manifest is meant it is called for each that is tried; the last one
+	// is the image's. It must not block.
+	OnManifest func(desc ocispec.Descriptor)
+	// Locate finds out where the layers are, while the config is fetched, if
+	// the registry redirects to its blobs: then the first read of each goes
+	// straight there.
+	Locate bool
+}
+
+// ResolveWith is Resolve for those who want to begin further work before its
+// end. From nothing, it takes at most three round trips: the reference, the
+// manifest if that was an index, the config.
+func (r *Registry) ResolveWith(ctx context.Context, ref Ref, opt ResolveOptions) (*Image, error) {
+	want, err := parsePlatform(opt.Platform)
 	if err != nil {
 		return nil, err
 	}
-	img, err := r.resolve(ctx, ref, want)
+	img, err := r.resolve(ctx, ref, want, opt)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}

@@ -21,6 +21,8 @@ import (
 type remote struct {
 	reg *Registry
 	ref Ref
+	// moved, if not nil, is called when a small blob turns out to be elsewhere.
+	moved func()
 }
 
 var _ source = (*remote)(nil)
@@ -61,6 +63,8 @@ func (s *remote) manifest(ctx context.Context, caps docker.HostCapabilities, wan
 	}
 	var doc document
 	err = plan.run(ctx, func(h *repoHost, deadline time.Time) (int64, error) {
+		// Plain HTTP is HTTP/1.1; a loopback host of which nothing else is known may be.
+		ctx := withSpares(ctx, h.Scheme == "http" || docker.IsLocalhost(h.Host))
 		c := &call{
 			method:   http.MethodGet,
 			url:      h.url("manifests", name),
@@ -145,7 +149,7 @@ func (s *remote) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, er
 	if desc.Size > layers.MaxManifest {
 		return nil, fmt.Errorf("%w: document of %d bytes: %w", ErrBadManifest, desc.Size, layers.ErrTooLarge)
 	}
-	b := &remoteBlob{reg: s.reg, ref: s.ref, desc: desc}
+	b := &remoteBlob{reg: s.reg, ref: s.ref, desc: desc, moved: s.moved}
 	plan, err := b.plan()
 	if err != nil {
 		return nil, err

@@ -29,6 +29,8 @@ type call struct {
 	access   *access                       // nil: no credentials
 	scopes   []string                      // further token scopes
 	deadline time.Time                     // for the header of the response
+	moved    func()                        // called at a redirect to another host, if not nil
+	stop     bool                          // such a redirect is not followed: send returns no response, but where it leads
 }
 
 // send makes the call and returns the response with its body, which is watched
@@ -48,7 +50,7 @@ func (h *repoHost) send(ctx context.Context, c *call) (resp *http.Response, targ
 			return nil, target, statusError(resp, target != nil)
 		}
 		next, err := h.redirected(c.url, resp)
-		resp.Body.Close()
+		drain(resp)
 		if err != nil {
 			return nil, target, err
 		}
@@ -60,6 +62,12 @@ func (h *repoHost) send(ctx context.Context, c *call) (resp *http.Response, targ
 		if target != nil || !sameHost(c.url, resp, next) {
 			d.access = nil
 			target = next
+			if c.moved != nil {
+				c.moved()
+			}
+			if c.stop {
+				return nil, target, nil
+			}
 		}
 		c = &d
 		h.repo.reg.stats.Redirects.Add(1)
@@ -125,8 +133,7 @@ func (h *repoHost) authorized(ctx context.Context, c *call) (*http.Response, err
 			return resp, nil
 		}
 		refused = refused || token
-		io.CopyN(io.Discard, resp.Body, maxErrorBody) // the connection is used again
-		resp.Body.Close()
+		drain(resp)
 		if err := c.access.challenged(ctx, used, resp); err != nil {
 			return nil, fmt.Errorf("%s %s: %w", c.method, cleanURL(c.url), err)
 		}
@@ -185,8 +192,18 @@ func (h *repoHost) roundTrip(ctx context.Context, c *call, req *http.Request, w 
 		return nil, w.explain(ctx, c, cleanErr(err))
 	}
 	w.header(c.deadline)
+	if resp.ProtoMajor >= 2 && req.URL.Host == h.Host {
+		h.many.Store(true)
+	}
 	resp.Body = &watched{rc: resp.Body, w: w, reg: h.repo.reg, from: c.method + " " + cleanURL(c.url), parent: ctx}
 	return resp, nil
+}
+
+// drain reads the little that an answer without interest has, and closes it:
+// only then is its connection used again (net/http, Response.Body).
+func drain(resp *http.Response) {
+	io.CopyN(io.Discard, resp.Body, maxErrorBody)
+	resp.Body.Close()
 }
 
 const maxErrorBody = 8 << 10 // bytes of an error document that are read
