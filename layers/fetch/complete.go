@@ -178,6 +178,7 @@ func (c *completion) take(l *layer, ord *order) *request {
 	if len(r.parts) == 0 {
 		return nil
 	}
+	r.seal()
 	return r
 }
 

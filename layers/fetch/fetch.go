@@ -7,6 +7,9 @@
 // a reader waits for it, a reader will probably want it next, or it completes a
 // layer in the background.
 //
+// A mapped layer is a gzip or zstd layer without a table of contents, for which
+// somebody has recorded where its plain bytes are ([layers.Map]).
+//
 // Trust: an image vouches for the chunks of its own layers, but objects are
 // shared by their sum. An object of one chunk proves itself, since the chunk's
 // sum is the object's. Of an object of several chunks nothing is served before
@@ -27,6 +30,7 @@ import (
 
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/indexfile"
+	"github.com/snapfs/snapfs/layers/mapped"
 	"github.com/snapfs/snapfs/layers/objects"
 )
 
@@ -39,9 +43,14 @@ type Index interface {
 
 // A Layer is where objects can be had.
 type Layer struct {
-	Blob        layers.Blob
+	Blob        layers.Blob // the stored bytes
 	Index       Index
-	Compression layers.Compression
+	Compression layers.Compression // of chunks; None with a Map
+	// Map, if not nil, makes the layer a mapped one: the chunks in Index are
+	// those of its plain tar, and Map says where that is in Blob. It has passed
+	// Check.
+	Map     *layers.Map
+	Windows layers.Windows // of Map; nil if no point has one
 }
 
 // Options of a Fetcher. Store is required.
@@ -76,6 +85,7 @@ type Fetcher struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // requests
 	gate   *gate
+	tails  *tails
 	stats  Stats
 	gen    atomic.Uint64 // counts changes of layers and lies
 
@@ -98,7 +108,7 @@ func New(o Options) *Fetcher {
 	if o.Parallel == 0 {
 		o.Parallel = 3
 	}
-	f := &Fetcher{o: o, store: o.Store, log: o.Log, gate: newGate(o.Parallel),
+	f := &Fetcher{o: o, store: o.Store, log: o.Log, gate: newGate(o.Parallel), tails: new(tails),
 		objs: make(map[layers.Sum]*object), lies: make(map[lie]error), proofs: make(map[layers.Sum]*proof)}
 	f.gen.Store(1) // not that of a new object
 	f.base, f.cancel = context.WithCancel(context.Background())
@@ -135,7 +145,10 @@ func (f *Fetcher) start(work func()) bool {
 func (f *Fetcher) Add(key string, l Layer) {
 	f.Remove(key)
 	ctx, cancel := context.WithCancel(f.base)
-	n := &layer{Layer: l, key: key, base: ctx, cancel: cancel}
+	n := &layer{Layer: l, key: key, base: ctx, cancel: cancel, tails: f.tails}
+	if l.Map != nil && l.Map.Compression != layers.None {
+		n.m = mapped.New(l.Blob, l.Map, l.Windows)
+	}
 	f.mu.Lock()
 	f.layers = append(f.layers, n)
 	f.mu.Unlock()
@@ -153,6 +166,7 @@ func (f *Fetcher) Remove(key string) {
 			return false
 		}
 		l.cancel()
+		f.tails.drop(l)
 		for k := range f.lies {
 			if k.l == l {
 				delete(f.lies, k)

@@ -10,16 +10,18 @@ import (
 	"time"
 
 	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/mapped"
 )
 
 // A layer is one that was added.
 type layer struct {
 	Layer
+	m       *mapped.Blob // nil: chunks are stored as they are
+	tails   *tails
 	key     string
 	base    context.Context // ends with Remove
 	cancel  context.CancelFunc
 	touched atomic.Int64
-	fetched atomic.Int64 // stored bytes that came
 	down    atomic.Pointer[outage]
 
 	mu      sync.Mutex
@@ -49,7 +51,7 @@ func (l *layer) outage() error {
 	return nil
 }
 
-// An order lists the stored chunks of a layer as they lie in its blob: 24 bytes
+// An order lists the stored chunks of a layer as they lie in its blob or tar: 24 bytes
 // for each chunk and 32 for each object. It is there while chunks are fetched.
 type order struct {
 	items []item
@@ -57,7 +59,7 @@ type order struct {
 }
 
 type item struct {
-	off   int64 // in the blob
+	off   int64 // in the blob, or the tar of a mapped layer
 	n     uint32
 	obj   uint32 // of sums
 	chunk uint32 // of the object
@@ -90,6 +92,7 @@ func (l *layer) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.order = nil
+	l.tails.drop(l)
 }
 
 // after returns the first item that begins at off or later.
@@ -113,14 +116,15 @@ const (
 	maxWindow = 4 << 20
 )
 
-// sequential notes a miss at [from, to) of the blob and returns how far behind
+// sequential notes a miss at [from, to) of the stored bytes and returns how far behind
 // it to read ahead: twice as far each time that misses follow one another.
 func (l *layer) sequential(from, to int64) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.streams {
 		s := &l.streams[i]
-		if s.next > 0 && from >= s.from && from <= s.next+hole {
+		// What was read ahead ends with a whole chunk.
+		if s.next > 0 && from >= s.from && from <= s.next+max(hole, to-from) {
 			s.window = min(maxWindow, max(2*s.window, 2*(to-from)))
 			s.from, s.next = from, to+s.window
 			return s.window

@@ -81,7 +81,7 @@ func (f *Fetcher) sources(sum layers.Sum) (src []source) {
 			continue
 		}
 		// Without chunks, the layer has no stored form of it.
-		if chunks := l.Index.Chunks(ref); len(chunks) > 0 && inside(chunks, l.Blob.Size()) {
+		if chunks := l.Index.Chunks(ref); len(chunks) > 0 && l.holds(chunks) {
 			src = append(src, source{l, ref.Size, chunks, objects.Layout(chunks)})
 		}
 	}
@@ -311,12 +311,24 @@ func (f *Fetcher) lied(sum layers.Sum, l *layer, err error) {
 	f.lies[lie{sum, l}] = cmp.Or(f.lies[lie{sum, l}], err)
 	f.mu.Unlock()
 	f.gen.Add(1)
+	f.orphan(sum)
 	if !known {
 		f.stats.Lies.Add(1)
 		f.log.Warn("layer has wrong bytes", "layer", l.key, "object", sum, "err", err)
 		if f.o.Watch.Lied != nil {
 			f.o.Watch.Lied(l.key, sum, err)
 		}
+	}
+}
+
+// orphan takes an object out of sight that no layer cuts as it is cut any more:
+// the next reader finds another way.
+func (f *Fetcher) orphan(sum layers.Sum) {
+	f.mu.RLock()
+	o := f.objs[sum]
+	f.mu.RUnlock()
+	if o != nil && len(f.from(o)) == 0 {
+		f.retire(o)
 	}
 }
 

@@ -150,6 +150,9 @@ func (f *Fetcher) launch(o *object, mine []int, flights []*flight, c class) {
 		}
 		r.add(p)
 	}
+	for _, r := range reqs {
+		f.along(r)
+	}
 	if c == demand {
 		f.touch(o, l)
 		if last := reqs[len(reqs)-1]; last.to > 0 {
@@ -183,11 +186,12 @@ func (f *Fetcher) touch(o *object, l *layer) {
 // of a reader that goes through the blob in order.
 func (f *Fetcher) around(r *request) {
 	ord := r.l.inOrder()
-	window := r.l.sequential(r.from, r.to)
-	next := ord.after(r.from)
+	window := r.l.sequential(max(r.from, r.l.near(r.parts[0].ck.BlobOff)), r.to)
+	next := ord.after(r.first())
 	if r.to-r.from < near {
 		next = f.fill(r, ord, next, extent{limit: near, end: r.from + near})
 	}
+	r.seal()
 	if window > 0 {
 		end := r.to + window
 		f.start(func() { f.readAhead(r.l, ord, next, end) })
@@ -198,7 +202,7 @@ func (f *Fetcher) around(r *request) {
 const aheadUnit = 1 << 20
 
 func (f *Fetcher) readAhead(l *layer, ord *order, next int, end int64) {
-	for next < len(ord.items) && ord.items[next].off < end {
+	for next < len(ord.items) && l.near(ord.items[next].off) < end {
 		leave, err := f.gate.enter(l.base, ahead, nil)
 		if err != nil {
 			return
@@ -218,14 +222,14 @@ func (f *Fetcher) readAhead(l *layer, ord *order, next int, end int64) {
 // An extent bounds what fill takes.
 type extent struct {
 	limit int64 // stored bytes of the request, unless one chunk has more
-	end   int64 // in the blob: no chunk that begins there or behind
+	end   int64 // in the stored bytes: no chunk that begins there or behind
 	multi bool  // also objects of several chunks
 }
 
 // fill adds missing chunks to a request, in the order of the blob from item
 // next on. It begins flights for them and returns the item that it came to.
 func (f *Fetcher) fill(r *request, ord *order, next int, x extent) int {
-	for ; next < len(ord.items) && ord.items[next].off < x.end; next++ {
+	for ; next < len(ord.items) && r.l.near(ord.items[next].off) < x.end; next++ {
 		it := ord.items[next]
 		if !r.fits(it.off, int64(it.n), x.limit) {
 			break
@@ -242,11 +246,11 @@ func (f *Fetcher) fill(r *request, ord *order, next int, x extent) int {
 
 // missing begins a flight for a chunk that is neither there nor on its way.
 func (f *Fetcher) missing(r *request, sum layers.Sum, i int, multi bool) (part, bool) {
+	if f.store.Has(sum) {
+		return part{}, false
+	}
 	o := f.known(sum)
 	if o == nil {
-		if f.store.Has(sum) {
-			return part{}, false
-		}
 		var err error
 		if o, _, err = f.object(sum); o == nil || err != nil {
 			return part{}, false // disputed or malformed: only when it is asked for

@@ -13,6 +13,7 @@ import (
 
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/decode"
+	"github.com/snapfs/snapfs/layers/mapped"
 )
 
 // A request is one range of a layer's blob, for the flights that it serves.
@@ -21,6 +22,15 @@ type request struct {
 	class    class
 	from, to int64 // in the blob; to is 0 if nothing is stored
 	parts    []part
+
+	// Of a mapped layer: where decoding begins and ends in the plain bytes, the
+	// tail that it goes on from if it does not begin at a point, and its own.
+	begin   int64
+	reach   int64 // end of the last chunk
+	after   *tail
+	end     *tail
+	settled bool
+	fresh   bool // begin at a point
 
 	// unit, of background requests, says how many bytes to read before they
 	// give way again. It is nil for others, which are read in one go.
@@ -49,13 +59,32 @@ type part struct {
 
 func (r *request) add(p part) {
 	if p.ck.BlobLen > 0 {
-		if r.to == 0 {
-			r.from = p.ck.BlobOff
-		}
-		r.from = min(r.from, p.ck.BlobOff)
-		r.to = max(r.to, p.ck.BlobOff+p.ck.BlobLen)
+		r.cover(p.ck.BlobOff, p.ck.BlobLen)
 	}
 	r.parts = append(r.parts, p)
+}
+
+// cover extends the request to a chunk that is stored at off.
+func (r *request) cover(off, n int64) {
+	from, to := r.l.place(off, n)
+	switch {
+	case r.l.m != nil && (r.to == 0 || off < r.begin):
+		r.start(off)
+	case r.l.m != nil: // on the way
+	case r.to == 0:
+		r.from = from
+	default:
+		r.from = min(r.from, from)
+	}
+	r.to, r.reach = max(r.to, to), max(r.reach, off+n)
+}
+
+// first is where the request begins, as chunks count.
+func (r *request) first() int64 {
+	if r.l.m != nil {
+		return r.begin
+	}
+	return r.from
 }
 
 // fits says whether a chunk can join the request, with at most limit stored bytes in all.
@@ -63,7 +92,14 @@ func (r *request) fits(off, n, limit int64) bool {
 	if n == 0 || r.to == 0 {
 		return true
 	}
-	return off <= r.to+hole && off+n >= r.from-hole && max(r.to, off+n)-min(r.from, off) <= limit
+	from, to := r.l.place(off, n)
+	if r.l.m != nil && off >= r.begin {
+		from = max(from, r.from)
+		if gap := r.l.near(off) - r.to; gap > hole && r.l.tails.between(r.l, r.reach, off) {
+			return false // another request begins nearer
+		}
+	}
+	return from <= r.to+hole && to >= r.from-hole && max(r.to, to)-min(r.from, from) <= limit
 }
 
 // claim begins a flight for chunk i of o, or returns the one that there is. It
@@ -98,8 +134,9 @@ func (f *Fetcher) land(p part, err error) {
 
 // send runs a request when its turn comes.
 func (f *Fetcher) send(r *request) error {
-	leave, err := f.gate.enter(r.l.base, r.class, nil)
+	leave, err := f.gate.enter(r.l.base, r.class, r.hurry)
 	if err != nil {
+		r.settle(nil)
 		f.fail(r, r.parts, err)
 		return err
 	}
@@ -112,11 +149,15 @@ func (f *Fetcher) send(r *request) error {
 // that are wrong are none, other layers may have the right ones.
 func (f *Fetcher) transfer(r *request, leave func()) error {
 	defer func() { leave() }()
+	r.seal()
+	defer r.settle(nil)
+	open := f.opening(r)
 	buf := getBuf(r.to - r.from)
 	defer putBuf(buf)
 	stored := (*buf)[:r.to-r.from]
 	if len(stored) == 0 {
-		return f.decode(r, stored, nil)
+		leave()
+		return f.decode(r, stored, nil, open)
 	}
 	n, err := f.readRange(r, stored, &leave)
 	if n == len(stored) {
@@ -124,7 +165,7 @@ func (f *Fetcher) transfer(r *request, leave func()) error {
 	} else if err == nil || err == io.EOF {
 		err = fmt.Errorf("%w: blob ends at %d", layers.ErrBadLayer, r.from+int64(n))
 	}
-	return f.decode(r, stored[:n], err)
+	return f.decode(r, stored[:n], err, open)
 }
 
 // readRange reads what r asks for. In the background it gives way after each
@@ -135,15 +176,13 @@ func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, er
 		if r.unit != nil {
 			p = p[:min(int64(len(p)), r.unit())]
 		}
-		// The link may be slow: 32 KiB/s is as bad as it may get.
-		ctx, cancel := context.WithTimeout(r.l.base, f.o.Timeout+time.Duration(len(p)>>15)*time.Second)
+		ctx, cancel := context.WithTimeout(r.l.base, f.timeoutOf(int64(len(p))))
 		f.stats.Requests.Add(1)
 		var m int
 		begin := time.Now()
 		m, err = r.l.Blob.ReadAt(ctx, p, r.from+int64(n))
 		cancel()
 		f.stats.Fetched.Add(int64(m))
-		r.l.fetched.Add(int64(m))
 		(*leave)()
 		*leave = func() {}
 		if r.pace != nil {
@@ -160,8 +199,11 @@ func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, er
 }
 
 // decode decodes, verifies and keeps the chunks in what came of a request;
-// short is why it is less than was asked for.
-func (f *Fetcher) decode(r *request, stored []byte, short error) (err error) {
+// short is why it is less than was asked for, open gives the decoder of a mapped layer.
+func (f *Fetcher) decode(r *request, stored []byte, short error, open func() (*mapped.Cursor, error)) (err error) {
+	if open != nil {
+		return f.decodeMapped(r, stored, short, open)
+	}
 	slices.SortStableFunc(r.parts, func(a, b part) int {
 		return cmp.Or(cmp.Compare(a.ck.BlobOff, b.ck.BlobOff), cmp.Compare(a.ck.BlobLen, b.ck.BlobLen), cmp.Compare(a.ck.Inner, b.ck.Inner))
 	})
@@ -295,6 +337,7 @@ func (f *Fetcher) retry(c class, p part) {
 	}
 	p.ck = s.chunks[p.i]
 	r := newRequest(s.l, c)
+	r.fresh = true
 	r.add(p)
 	if err := f.send(r); err != nil && f.base.Err() == nil {
 		f.log.Warn("keep chunk", "object", p.o.sum, "err", err)
