@@ -22,6 +22,7 @@ type layer struct {
 	base    context.Context // ends with Remove
 	cancel  context.CancelFunc
 	touched atomic.Int64
+	fetched atomic.Int64 // stored bytes that came
 	down    atomic.Pointer[outage]
 
 	mu      sync.Mutex

@@ -183,6 +183,7 @@ func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, er
 		m, err = r.l.Blob.ReadAt(ctx, p, r.from+int64(n))
 		cancel()
 		f.stats.Fetched.Add(int64(m))
+		r.l.fetched.Add(int64(m))
 		(*leave)()
 		*leave = func() {}
 		if r.pace != nil {

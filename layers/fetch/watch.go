@@ -59,6 +59,17 @@ func (f *Fetcher) Holders(sum layers.Sum) (keys []string) {
 	return keys
 }
 
+// Traffic tells how many stored bytes came of each layer since it was added.
+func (f *Fetcher) Traffic() map[string]int64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	n := make(map[string]int64, len(f.layers))
+	for _, l := range f.layers {
+		n[l.key] = l.fetched.Load()
+	}
+	return n
+}
+
 // A Queue is what requests of one class are doing.
 type Queue struct {
 	Class   string // "demand", "ahead" or "background"

@@ -54,6 +54,9 @@ func TestWatchTellsOfMisses(t *testing.T) {
 	if got := f.Holders(layers.SumOf(data)); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("Holders = %v", got)
 	}
+	if got := f.Traffic(); len(got) != 2 || got["a"] != a.bytes.Load() || got["b"] != 0 {
+		t.Errorf("Traffic = %v, the blob of a gave %d bytes", got, a.bytes.Load())
+	}
 }
 
 func TestWatchTellsOfFailures(t *testing.T) {
