@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +14,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/snapfs/snapfs/internal/control"
 )
@@ -117,5 +124,100 @@ func TestEvents(t *testing.T) {
 	m.waitReady(s.Supervisor)
 	if got := m.events(control.EventsArgs{}); len(got) != 1 || got[0].Action != "replaced" || got[0].Attributes["restarts"] != "1" {
 		t.Errorf("after the worker's death: %+v", got)
+	}
+}
+
+// scrape gets the metrics by HTTP at a unix socket, as Prometheus reads them:
+// values by name and labels.
+func scrape(socket string) (map[string]float64, error) {
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	resp, err := c.Get("http://snapd/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	p := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := p.TextToMetricFamilies(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		return nil, fmt.Errorf("%s: %w", resp.Status, err)
+	}
+	values := map[string]float64{}
+	for name, f := range families {
+		for _, m := range f.Metric {
+			id := name
+			for _, l := range m.Label {
+				id += " " + l.GetValue()
+			}
+			values[id] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return values, nil
+}
+
+// TestMetrics compares what is scraped with what was done.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t)
+	im := newImage(t, eStargz, someFiles(78, "a", 20))
+	ref := hub.put(t, "metrics", im)
+	m := newMachine(t, "pull.complete = false")
+	socket := filepath.Join(m.dir, "metrics.sock")
+	m.config += "\nmetrics.address = 'unix:" + socket + "'"
+	m.start()
+	m.pull(ref, false)
+	m.must(control.OpTag, control.TagArgs{Src: ref, Dst: "other:1"}, nil)
+	top := m.mount(ref, false)
+	hub.sent()
+	for _, name := range []string{"a/f001", "a/f009"} {
+		if _, err := os.ReadFile(filepath.Join(top, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := scrape(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]float64{
+		"snapfs_images all": 1, "snapfs_images lazy": 1, "snapfs_images complete": 0, "snapfs_images quarantined": 0,
+		"snapfs_image_names": 2, "snapfs_mounts": 1, "snapfs_containers running": 0,
+		"snapfs_layer_bytes": float64(im.size()), "snapfs_worker_restarts_total": 0,
+		"snapfs_fetch_queue demand waiting": 0, "snapfs_fetch_errors_total": 0,
+		"snapfs_fetch_received_bytes_total": float64(hub.sent()),
+	} {
+		if v, ok := got[name]; !ok || v != want {
+			t.Errorf("%s = %v, %v, want %v", name, v, ok, want)
+		}
+	}
+	misses := got["snapfs_fetch_misses_total"]
+	if misses < 1 || got["snapfs_miss_seconds"] != misses {
+		t.Errorf("%v misses, %v in the histogram", misses, got["snapfs_miss_seconds"])
+	}
+	for _, name := range []string{"snapfs_layer_local_bytes", "snapfs_miss_bytes_total", "snapfs_resident_memory_bytes supervisor", "snapfs_resident_memory_bytes worker",
+		"process_cpu_seconds_total", "process_open_fds", "process_start_time_seconds", "snapfs_disk_free_bytes", "snapfs_registry_requests_total", "snapfs_objectfs_reads_total"} {
+		if got[name] <= 0 {
+			t.Errorf("%s = %v", name, got[name])
+		}
+	}
+	if text := m.ok("stat", "--prometheus"); !strings.Contains(text, "\nsnapfs_images{state=\"lazy\"} 1\n") {
+		t.Errorf("snapctl stat --prometheus: %s", text)
+	}
+	s, err := m.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill9(t, s.Worker) // the next one takes the socket over
+	m.waitReady(s.Supervisor)
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if got, err = scrape(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if got["snapfs_worker_restarts_total"] != 1 || got["snapfs_images lazy"] != 1 {
+		t.Errorf("after the worker's death: %v restarts, %v lazy images", got["snapfs_worker_restarts_total"], got["snapfs_images lazy"])
 	}
 }

@@ -50,8 +50,18 @@ func info(ctx context.Context, env *Env, args []string) error {
 }
 
 func stat(ctx context.Context, env *Env, args []string) error {
-	f := &flagSet{usage: "stat", about: "Show the daemon's counters.", example: "snapctl stat --json"}
+	var prometheus bool
+	f := &flagSet{usage: "stat [OPTIONS]", about: "Show the daemon's counters.", example: "snapctl stat --json"}
+	f.flag(&prometheus, "prometheus", "print all metrics in Prometheus' text format")
 	if _, err := f.parse(env, args, 0, 0); err != nil {
+		return err
+	}
+	if prometheus {
+		var text string
+		if err := env.call(ctx, control.OpMetrics, nil, &text); err != nil {
+			return err
+		}
+		_, err := env.Stdout.WriteString(text)
 		return err
 	}
 	var counters map[string]int64

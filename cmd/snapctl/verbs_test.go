@@ -33,6 +33,7 @@ func TestVerbs(t *testing.T) {
 		control.OpCInsp:   answer(map[string]any{"ID": "cafe"}),
 		control.OpInfo:    answer(control.Info{Backend: "erofs", Root: "/r", Features: map[string]string{"a": "yes", "longer": "no: why"}}),
 		control.OpStat:    answer(map[string]int64{"b.x": 2, "a.y": 1}),
+		control.OpMetrics: answer("# TYPE a counter\na 1\n"),
 		control.OpVersion: answer(control.Version{Version: "v9", Protocol: 1}),
 		control.OpMounts:  answer([]control.Mount{{Ref: "x", Target: "/m", Rootfs: control.Rootfs{Upper: "/u"}}}),
 	}
@@ -62,6 +63,7 @@ func TestVerbs(t *testing.T) {
 		{"inspect --type image box", "", "no such thing", "image.inspect", 1},
 		{"stat", "COUNTER   VALUE\na.y       1\nb.x       2\n", "", "stat", 0},
 		{"stat --json", "{\"a.y\":1,\"b.x\":2}\n", "", "stat", 0},
+		{"stat --prometheus", "# TYPE a counter\na 1\n", "", "metrics", 0},
 		{"mount", "IMAGE   TARGET   MODE\nx       /m       writable\n", "", "mount.list", 0},
 		{"umount /elsewhere", "", "/elsewhere: no image is mounted there", "mount.list", 1},
 		{"mount x /nonexistent", "", "no such file", "", 1},

@@ -17,6 +17,7 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/internal/telemetry"
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/runtime/cgroups"
@@ -35,8 +36,13 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 	control.OpVersion: simple(func(d *daemon, _ context.Context, _ struct{}) (control.Version, error) { return d.version(), nil }),
 	control.OpInfo:    simple((*daemon).info),
 	control.OpStat:    simple(func(d *daemon, _ context.Context, _ struct{}) (map[string]int64, error) { return d.stat(), nil }),
-	control.OpEvents:  (*daemon).serveEvents,
-	control.OpStop:    simple(func(d *daemon, ctx context.Context, _ struct{}) (any, error) { return nil, d.w.StopDaemon(ctx) }),
+	control.OpMetrics: simple(func(d *daemon, _ context.Context, _ struct{}) (string, error) {
+		var t telemetry.Text
+		d.metrics(&t)
+		return t.String(), nil
+	}),
+	control.OpEvents: (*daemon).serveEvents,
+	control.OpStop:   simple(func(d *daemon, ctx context.Context, _ struct{}) (any, error) { return nil, d.w.StopDaemon(ctx) }),
 
 	control.OpPull: long(func(d *daemon, ctx context.Context, a control.PullArgs, p func(control.Progress)) (control.Image, error) {
 		k, err := d.images.Pull(ctx, a, p)
@@ -233,6 +239,13 @@ func (d *daemon) logs(_ context.Context, r *control.Request) error {
 	return r.Reply(row, f)
 }
 
+// stats adds the counters of the Stats structs of all parts.
+func (d *daemon) stats(m map[string]int64) {
+	for part, stats := range map[string]any{"objectfs": &d.fs.Stats, "fetch": d.fetcher.Stats(), "registry": &d.counts} {
+		flatten(m, part, stats)
+	}
+}
+
 // stat gathers the counters of all parts. Names are PART.WHAT; sizes are bytes.
 func (d *daemon) stat() map[string]int64 {
 	m := map[string]int64{
@@ -242,9 +255,7 @@ func (d *daemon) stat() map[string]int64 {
 	for name, pid := range map[string]int{"worker": os.Getpid(), "supervisor": d.w.Supervisor} {
 		m[name+".rss"] = residentBytes(pid)
 	}
-	for part, stats := range map[string]any{"objectfs": &d.fs.Stats, "fetch": d.fetcher.Stats(), "registry": &d.counts} {
-		flatten(m, part, stats)
-	}
+	d.stats(m)
 	var st unix.Statfs_t
 	if err := syscall.Access(filepath.Clean(d.c.Root), 0); err == nil && unix.Statfs(d.c.Root, &st) == nil {
 		m["disk.free"] = int64(st.Bavail) * st.Bsize

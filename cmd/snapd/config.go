@@ -35,6 +35,7 @@ type Config struct {
 	Pull     PullConfig     `toml:"pull"`
 	Index    IndexConfig    `toml:"index"`
 	Disk     DiskConfig     `toml:"disk"`
+	Metrics  MetricsConfig  `toml:"metrics"`
 }
 
 // LogConfig says what is logged; always to standard error.
@@ -225,6 +226,9 @@ func (c Config) Validate() error {
 	}
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
+	}
+	if err := c.Metrics.validate(); err != nil {
+		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered
 	if b := c.Pull.Bandwidth; b != 0 && b < least {

@@ -19,7 +19,9 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/internal/meter"
 	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/internal/telemetry"
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/fetch"
 	"github.com/snapfs/snapfs/layers/objects"
@@ -35,6 +37,7 @@ type daemon struct {
 	registry   *registry.Registry
 	counts     registry.Stats
 	events     *events.Log
+	meter      meter.Meter
 	fetcher    *fetch.Fetcher
 	images     *images.Service
 	containers *containers.Service
@@ -99,7 +102,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	d.fetcher = fetch.New(fetch.Options{
 		Store: d.store, Log: d.log,
 		Disputed: func(s layers.Sum) { d.fs.Invalidate(s) }, // d.fs is set before the first layer is added
-		Watch:    fetch.Watch{Lied: d.lied, Unkept: d.unkept},
+		Watch:    fetch.Watch{Waited: d.meter.Waited, Lied: d.lied, Unkept: d.unkept},
 	})
 	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log, Failed: d.readFailed})
 	d.images, err = images.Open(ctx, images.Options{
@@ -138,6 +141,9 @@ func (d *daemon) serve(ctx context.Context) error {
 			cancel(fmt.Errorf("control socket: %w", err))
 		}
 	})
+	if c := d.c.Metrics; c.Address != "" {
+		all.Go(func() { telemetry.ServeMetrics(ctx, c.Address, d.metrics, d.log) })
+	}
 	d.begun()
 	if err := d.w.Ready(ctx); err != nil && !errors.Is(err, supervisor.ErrNoSupervisor) && ctx.Err() == nil {
 		cancel(err)

@@ -11,6 +11,7 @@ const (
 	OpVersion = "version" // nil → Version
 	OpInfo    = "info"    // nil → Info
 	OpStat    = "stat"    // nil → map[string]int64
+	OpMetrics = "metrics" // nil → string: Prometheus' text format
 	OpEvents  = "events"  // EventsArgs, events Event
 	OpStop    = "daemon.stop"
 

@@ -86,6 +86,7 @@ type Service struct {
 	ingests    flights[*layerRow]
 	trees      flights[*treeRow]
 	completing flights[struct{}]
+	surveyed   survey
 	background sync.WaitGroup
 	worked     atomic.Bool   // something was pulled or built since memory was given back
 	unpacking  chan struct{} // has room for as many layers as are unpacked at once
