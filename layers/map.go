@@ -93,6 +93,21 @@ func (m *Map) StoredEnd(end int64) int64 {
 	return to
 }
 
+// Span returns how many bytes, stored and plain, are between those two points
+// that are farthest apart: what reading one byte may cost. It is zero where
+// decoding can begin anywhere.
+func (m *Map) Span() (stored, plain int64) {
+	if m.Compression == None {
+		return 0, 0
+	}
+	last := Point{Plain: m.Plain, Stored: m.Stored}
+	for i := len(m.Points) - 1; i >= 0; i-- {
+		stored, plain = max(stored, last.Stored-m.Points[i].Stored), max(plain, last.Plain-m.Points[i].Plain)
+		last = m.Points[i]
+	}
+	return stored, plain
+}
+
 // Check returns an error that wraps ErrBadLayer or ErrTooLarge if m, which came
 // from outside, is not as its comments say.
 func (m *Map) Check() error {

@@ -142,7 +142,13 @@ func unpack(ctx context.Context, name string, store *objects.Store) ([]*layers.I
 	for i, desc := range img.Manifest.Layers {
 		list[i] = tarindex.Layer{Desc: desc, DiffID: img.Config.RootFS.DiffIDs[i], Open: stream(img, desc)}
 	}
-	return tarindex.UnpackAll(ctx, list, store)
+	unpacked, err := tarindex.UnpackAll(ctx, list, store)
+	out := make([]*layers.Index, len(unpacked))
+	for i, u := range unpacked {
+		out[i] = u.Index
+		err = errors.Join(err, u.Close())
+	}
+	return out, err
 }
 
 func stream(img *registry.Image, desc ocispec.Descriptor) func(context.Context) (io.ReadCloser, error) {

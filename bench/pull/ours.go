@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/objects"
 	"github.com/snapfs/snapfs/layers/tarindex"
@@ -105,17 +104,17 @@ func pull(ctx context.Context, s *objects.Store, dir, ref string) error {
 		list = append(list, tarindex.Layer{Desc: desc, DiffID: cfg.RootFS.DiffIDs[i],
 			Open: func(ctx context.Context) (io.ReadCloser, error) { return get(ctx, blob(desc.Digest)) }})
 	}
-	ixs, err := tarindex.UnpackAll(ctx, list, s)
+	unpacked, err := tarindex.UnpackAll(ctx, list, s)
 	if err != nil {
 		return err
 	}
-	seen := make(map[*layers.Index]bool)
-	for i, ix := range ixs {
-		if seen[ix] {
+	seen := make(map[*tarindex.Unpacked]bool)
+	for i, u := range unpacked {
+		if seen[u] {
 			continue
 		}
-		seen[ix] = true
-		if err := indexfile.Write(filepath.Join(dir, m.Layers[i].Digest.Encoded()+".idx"), ix); err != nil {
+		seen[u] = true
+		if err := errors.Join(u.Close(), indexfile.Write(filepath.Join(dir, m.Layers[i].Digest.Encoded()+".idx"), u.Index)); err != nil {
 			return err
 		}
 	}

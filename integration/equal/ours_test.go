@@ -50,10 +50,14 @@ func (s *ours) empty() { s.tree = nil }
 
 // add merges a layer.
 func (s *ours) add(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, r io.Reader) error {
-	ix, err := tarindex.Unpack(ctx, r, desc, diffID, s.store, tarindex.Options{})
+	u, err := tarindex.Unpack(ctx, r, desc, diffID, s.store, tarindex.Options{})
 	if err != nil {
 		return err
 	}
+	if err := u.Close(); err != nil {
+		return err
+	}
+	ix := u.Index
 	for _, e := range ix.Entries {
 		if e.Kind == layers.Reg && e.Size > 0 && e.Size <= objects.MaxPacked {
 			if err := s.keep(e.Object, e.Size); err != nil {

@@ -225,7 +225,7 @@ func (s *Service) unpack(ctx context.Context, img *registry.Image, row *layerRow
 	}
 	defer r.Close()
 	told := int64(0)
-	ix, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: func(off int64) {
+	u, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: func(off int64) {
 		if off-told >= reportEvery {
 			told = off
 			progress(control.Progress{ID: id, Action: "pulling", Off: off, Size: row.Desc.Size})
@@ -235,7 +235,7 @@ func (s *Service) unpack(ctx context.Context, img *registry.Image, row *layerRow
 		return nil, err
 	}
 	progress(control.Progress{ID: id, Action: "pulling", Off: row.Desc.Size, Size: row.Desc.Size, Done: true})
-	return ix, nil
+	return u.Index, u.Close()
 }
 
 func (s *Service) knownLayer(key string) bool {

@@ -3,6 +3,7 @@ package objects
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strconv"
@@ -39,6 +40,16 @@ func openAt(dir int, name string, flags int, mode uint32) (int, error) {
 // nothing behind, and no other process can sweep it away.
 func (s *Store) tempFile() (int, error) {
 	return openAt(s.root, "tmp", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+}
+
+// TempFile returns a new file on the store's disk that has no name: closing it
+// frees it.
+func (s *Store) TempFile() (*os.File, error) {
+	fd, err := s.tempFile()
+	if err != nil {
+		return nil, fmt.Errorf("create file without a name: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "tmp"), nil
 }
 
 // link gives the nameless file fd a name. An existing name stays as it is and

@@ -66,6 +66,12 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return total, nil
 }
 
+// Sum returns the sum of what was written so far.
+func (w *Writer) Sum() (sum layers.Sum) {
+	w.hash.Sum(sum[:0])
+	return sum
+}
+
 // flush writes p, which begins at a multiple of block in the file, without its blocks of zeros.
 func (w *Writer) flush(p []byte) {
 	begin := 0 // of the run of blocks that are not zero

@@ -11,7 +11,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/objects"
 )
 
@@ -29,13 +28,13 @@ type Layer struct {
 	Options Options
 }
 
-// UnpackAll unpacks the layers of an image at once and returns their indexes in
+// UnpackAll unpacks the layers of an image at once and returns what they are in
 // the same order. The largest begin first, so that the last to end is not one
-// that began late. A layer that an image has twice is unpacked once. The first
-// error ends all.
-func UnpackAll(ctx context.Context, list []Layer, s *objects.Store) ([]*layers.Index, error) {
+// that began late. A layer that an image has twice is unpacked once, and is the
+// same twice. The first error ends all. The caller closes what it returns.
+func UnpackAll(ctx context.Context, list []Layer, s *objects.Store) ([]*Unpacked, error) {
 	type key struct{ blob, diff digest.Digest }
-	out := make([]*layers.Index, len(list))
+	out := make([]*Unpacked, len(list))
 	first := make(map[key]int, len(list))
 	var order []int
 	for i, l := range list {
@@ -55,6 +54,11 @@ func UnpackAll(ctx context.Context, list []Layer, s *objects.Store) ([]*layers.I
 		})
 	}
 	if err := g.Wait(); err != nil {
+		for _, u := range out {
+			if u != nil {
+				err = errors.Join(err, u.Close())
+			}
+		}
 		return nil, err
 	}
 	for i, l := range list {
@@ -63,7 +67,7 @@ func UnpackAll(ctx context.Context, list []Layer, s *objects.Store) ([]*layers.I
 	return out, nil
 }
 
-func (l *Layer) unpack(ctx context.Context, s *objects.Store) (_ *layers.Index, err error) {
+func (l *Layer) unpack(ctx context.Context, s *objects.Store) (_ *Unpacked, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

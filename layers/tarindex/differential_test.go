@@ -281,7 +281,7 @@ func FuzzUnpack(f *testing.F) {
 			w.Close()
 			p, diff = buf.Bytes(), digest.FromBytes(tarBytes)
 		}
-		ix, err := Unpack(t.Context(), bytes.NewReader(p), describe(p), diff, testStore, Options{MaxPlain: 4 << 20})
+		u, err := Unpack(t.Context(), bytes.NewReader(p), describe(p), diff, testStore, Options{MaxPlain: 4 << 20})
 		if err != nil {
 			_, isDigest := errors.AsType[*layers.DigestError](err)
 			if !isDigest && !isContent(err) && !strings.Contains(err.Error(), "unexpected EOF") {
@@ -289,7 +289,14 @@ func FuzzUnpack(f *testing.F) {
 			}
 			return
 		}
-		checkEntries(t, testStore, ix.Entries)
+		defer u.Close()
+		checkEntries(t, testStore, u.Index.Entries)
+		if len(tarBytes) == 0 && u.Map.Compression == layers.None {
+			tarBytes = p
+		}
+		if len(tarBytes) > 0 {
+			checkUnpacked(t, u, p, tarBytes)
+		}
 	})
 }
 

@@ -15,6 +15,7 @@ type scanner struct {
 	free func(*buffer)
 	cur  *buffer
 	p    []byte // of cur, what is not read yet
+	seen int64  // bytes of the stream up to cur's end
 	blk  [blockSize]byte
 }
 
@@ -27,9 +28,13 @@ func (s *scanner) fill() (err error) {
 			return err
 		}
 		s.p = s.cur.data()
+		s.seen += int64(len(s.p))
 	}
 	return nil
 }
+
+// off is where in the stream the next byte is.
+func (s *scanner) off() int64 { return s.seen - int64(len(s.p)) }
 
 func (s *scanner) release() {
 	if s.cur != nil {

@@ -157,7 +157,7 @@ func (s *settler) relink() {
 			continue
 		}
 		heir[at] = int32(i)
-		e.Kind, e.Link, e.Size, e.Object = file.Kind, file.Link, file.Size, file.Object
+		e.Kind, e.Link, e.Size, e.Object, e.Chunks = file.Kind, file.Link, file.Size, file.Object, file.Chunks
 		e.Major, e.Minor = file.Major, file.Minor
 		if e.Xattrs == nil {
 			e.Xattrs = file.Xattrs

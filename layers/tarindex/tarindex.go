@@ -49,21 +49,37 @@ func DefaultMaxPlain(size int64) int64 {
 	return base + max(size, 0)*ratio
 }
 
+// Unpacked is what a layer turned out to be.
+type Unpacked struct {
+	// Index is that of the plain tar, see [layers.Map]: each file with bytes has
+	// chunks, unless Map is nil.
+	Index *layers.Index
+	// Map says how to read the layer like the tar. Where its Span is about all
+	// of the layer, it cannot be split: a zstd stream of one frame, a gzip stream
+	// of one block. It is nil of a layer with more than 2²⁰ chunks.
+	Map *layers.Map
+	// Windows are those of Map. They are there until Close, nowhere else.
+	Windows *Windows
+}
+
+// Close gives up the windows.
+func (u *Unpacked) Close() error { return u.Windows.Close() }
+
 // Unpack reads a layer from r, which must fail when ctx ends, and puts its files
 // into the store. Bytes that are not what desc and diffID say are a
 // [*layers.DigestError]; other bad layers are layers.ErrBadLayer or ErrTooLarge;
 // any other error is one of reading r or of writing to the store. A layer with
 // a digest that is wrong is read to its end, so that it is told from one that
-// was made wrong.
-func Unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID digest.Digest, s *objects.Store, o Options) (*layers.Index, error) {
-	ix, err := unpack(ctx, r, desc, diffID, s, o)
+// was made wrong. The caller closes what Unpack returns.
+func Unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID digest.Digest, s *objects.Store, o Options) (*Unpacked, error) {
+	u, err := unpack(ctx, r, desc, diffID, s, o)
 	if err != nil {
 		return nil, fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
-	return ix, nil
+	return u, nil
 }
 
-func unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID digest.Digest, s *objects.Store, o Options) (_ *layers.Index, err error) {
+func unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID digest.Digest, s *objects.Store, o Options) (_ *Unpacked, err error) {
 	if !mediaTypes[desc.MediaType] {
 		return nil, fmt.Errorf("media type %q: %w", desc.MediaType, layers.ErrBadLayer)
 	}
@@ -85,13 +101,27 @@ func unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID di
 		stored:     make(chan *buffer, storedCount),
 		toHash:     make(chan *buffer, plainCount),
 		toTar:      make(chan *buffer, plainCount),
+		windows:    newWindows(s),
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, j.windows.Close())
+		}
+	}()
 	u := &unpacker{ctx: ctx, store: s, left: o.MaxPlain, pack: packName(desc)}
 	defer func() { err = errors.Join(err, u.abort()) }()
 	if err := j.run(r, u); err != nil {
 		return nil, err
 	}
-	return u.finish()
+	ix, mapped, err := u.finish()
+	if err != nil {
+		return nil, err
+	}
+	out := &Unpacked{Index: ix, Windows: j.windows}
+	if mapped {
+		out.Map = j.mapped
+	}
+	return out, nil
 }
 
 // A job is one layer on its way through the stages.
@@ -107,6 +137,8 @@ type job struct {
 	stored, toHash, toTar  chan *buffer
 	size                   int64 // stored bytes read
 	inflateErr, contentErr error // what is wrong with the bytes
+	windows                *Windows
+	mapped                 *layers.Map
 }
 
 // run runs the stages, waits for all of them and says whether the layer is good.
@@ -216,14 +248,14 @@ func (j *job) inflate() error {
 	defer close(j.toHash)
 	defer close(j.toTar)
 	r := &storedReader{ctx: j.ctx, in: j.stored, pool: j.storedPool}
-	d, err := newDecoder(r)
+	d, err := newDecoder(r, j.windows.add)
 	if err == nil {
 		if c, ok := d.(io.Closer); ok {
 			defer c.Close()
 		}
 		err = j.decode(d)
 	}
-	if err != nil && j.ctx.Err() == nil {
+	if err != nil && j.ctx.Err() == nil && err != j.windows.err {
 		j.inflateErr = err
 		return r.drain()
 	}
@@ -260,7 +292,8 @@ func (j *job) decode(d decoder) error {
 			return err
 		}
 		if err == io.EOF {
-			return nil
+			j.mapped = d.Map()
+			return j.windows.err // of the disk
 		}
 		if err != nil {
 			return err

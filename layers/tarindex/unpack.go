@@ -25,6 +25,7 @@ type unpacker struct {
 	file    *objects.Writer
 	scratch [objects.MaxPacked]byte
 	entries []layers.Entry
+	cuts    cutter
 }
 
 // packName names the pack of a layer, for whoever looks into the store.
@@ -94,6 +95,7 @@ func (u *unpacker) regular(h *header, e layers.Entry) (err error) {
 	if u.left -= e.Size; u.left < 0 {
 		return fmt.Errorf("%s: more plain bytes than a layer of its size may have: %w", e.Name, layers.ErrTooLarge)
 	}
+	off := u.scan.off()
 	switch {
 	case e.Size == 0:
 		err = u.scan.skip(h.size)
@@ -107,6 +109,10 @@ func (u *unpacker) regular(h *header, e layers.Entry) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s: %w", e.Name, err)
 	}
+	if e.Size > 0 && e.Size <= layers.ChunkSize && h.sparse == nil {
+		u.cuts.whole(e.Object, e.Size, off)
+	}
+	e.Chunks = u.cuts.take()
 	return u.add(e)
 }
 
@@ -136,14 +142,28 @@ func (u *unpacker) large(size int64) (sum layers.Sum, err error) {
 	if u.file, err = u.store.Create(); err != nil {
 		return sum, err
 	}
-	if err := u.copy(size); err != nil {
+	off := u.scan.off()
+	if size <= layers.ChunkSize { // its sum is that of its chunk
+		if err := u.copy(size, nil); err != nil {
+			return sum, err
+		}
+		return u.commit()
+	}
+	if err := u.copy(layers.ChunkSize, nil); err != nil {
+		return sum, err
+	}
+	u.cuts.whole(u.file.Sum(), layers.ChunkSize, off) // which need not be summed up again
+	if err := u.copy(size-layers.ChunkSize, &u.cuts); err != nil {
 		return sum, err
 	}
 	return u.commit()
 }
 
-// copy writes the next n bytes to the file.
-func (u *unpacker) copy(n int64) error {
+// copy writes the next n bytes to the file, and cuts them if cuts is not nil.
+func (u *unpacker) copy(n int64, cuts *cutter) error {
+	if cuts != nil {
+		cuts.begin(u.scan.off(), n)
+	}
 	for n > 0 {
 		data, err := u.scan.chunk(n)
 		if err != nil {
@@ -151,6 +171,9 @@ func (u *unpacker) copy(n int64) error {
 		}
 		if _, err := u.file.Write(data); err != nil {
 			return err
+		}
+		if cuts != nil {
+			cuts.data(data)
 		}
 		n -= int64(len(data))
 	}
@@ -173,7 +196,7 @@ func (u *unpacker) sparse(h *header) (sum layers.Sum, err error) {
 		if err := u.hole(sp.off - off); err != nil {
 			return sum, err
 		}
-		if err := u.copy(sp.n); err != nil {
+		if err := u.copy(sp.n, &u.cuts); err != nil {
 			return sum, err
 		}
 		off = sp.off + sp.n
@@ -188,6 +211,7 @@ func (u *unpacker) sparse(h *header) (sum layers.Sum, err error) {
 var zeros [64 << 10]byte
 
 func (u *unpacker) hole(n int64) error {
+	u.cuts.hole(n)
 	for n > 0 {
 		p := zeros[:min(n, int64(len(zeros)))]
 		if _, err := u.file.Write(p); err != nil {
@@ -201,19 +225,25 @@ func (u *unpacker) hole(n int64) error {
 	return nil
 }
 
-// finish makes what was stored last readable and returns the index.
-func (u *unpacker) finish() (*layers.Index, error) {
+// finish makes what was stored last readable and returns the index. Its files
+// have chunks if ok.
+func (u *unpacker) finish() (ix *layers.Index, ok bool, err error) {
 	entries, err := settle(u.entries)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if pack := u.small; pack != nil {
 		u.small = nil
 		if err := pack.Commit(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return &layers.Index{Entries: entries}, nil
+	if u.cuts.full {
+		for i := range entries {
+			entries[i].Chunks = nil
+		}
+	}
+	return &layers.Index{Entries: entries}, !u.cuts.full, nil
 }
 
 // abort drops what is begun. After finish there is nothing.
