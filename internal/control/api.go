@@ -100,6 +100,64 @@ type Event struct {
 	Attributes map[string]string `json:",omitempty"`
 }
 
+// Start says where the time of a start of a container went, or that of a pull.
+// Times are since Began.
+type Start struct {
+	Kind      string // "run", "start" or "pull"
+	Ref       string
+	Digest    string // of the image's manifest
+	Container string `json:",omitempty"` // ID
+	Name      string `json:",omitempty"` // the container's
+	Began     time.Time
+	Partial   bool          `json:",omitempty"` // an earlier worker saw the beginning: it is not known
+	Phases    []Phase       // in the order of their beginnings; they may be at the same time, and in one another
+	Running   time.Duration `json:",omitempty"` // its first process ran
+	Ready     time.Duration `json:",omitempty"` // it was ready, or had ended; of a pull: the image could be used
+	ReadyBy   string        `json:",omitempty"` // "line", "port", "file", "health", "quiet" or "exit"; "" with Ready: it ended before
+	Error     string        `json:",omitempty"` // why it came to nothing
+	Counters  Counters      // what the whole daemon did meanwhile
+	Waiting   time.Duration // for how long some read waited for the network
+	Missed    int           // reads that did
+	Waits     []FileWait    `json:",omitempty"` // for which files, the longest first
+	More      int           `json:",omitempty"` // further files, or reads
+}
+
+// Phase is a part of a Start.
+type Phase struct {
+	Name       string // "resolve", "index", "pull", "build", "mount", "create", "monitor", …
+	ID         string `json:",omitempty"` // the layer that it is about: first 12 hex digits
+	Begin, End time.Duration
+	Bytes      int64 `json:",omitempty"` // that it was about
+}
+
+// FileWait says how reads of one file waited for the network. Times may be at
+// the same time as others'.
+type FileWait struct {
+	Object  string        // SHA-256 of the file
+	Path    string        `json:",omitempty"` // in the image; of several, one
+	N       int           // reads that waited
+	First   time.Duration // when the first began to
+	Took    time.Duration // all of them together
+	Longest time.Duration
+	Bytes   int64 // that they got
+	Failed  int   `json:",omitempty"` // reads that got an error
+}
+
+// Counters is some of what OpStat tells.
+type Counters struct {
+	Misses, Requests, Fetched int64 // of layers: reads that waited, ranges asked for, stored bytes that came
+	HTTPRequests, HTTPBytes   int64 // of registries
+	Kept                      int64 // plain bytes that went into the store
+}
+
+// Sub returns what was counted since before.
+func (c Counters) Sub(before Counters) Counters {
+	return Counters{
+		Misses: c.Misses - before.Misses, Requests: c.Requests - before.Requests, Fetched: c.Fetched - before.Fetched,
+		HTTPRequests: c.HTTPRequests - before.HTTPRequests, HTTPBytes: c.HTTPBytes - before.HTTPBytes, Kept: c.Kept - before.Kept,
+	}
+}
+
 // Progress is an event of a long operation. A line (ID) appears with its first
 // event and is finished by one with Done set.
 type Progress struct {
