@@ -62,6 +62,15 @@ func (s Sum) Digest() digest.Digest { return digest.NewDigestFromBytes(digest.SH
 // String returns the same text as Digest.
 func (s Sum) String() string { return string(s.Digest()) }
 
+// MarshalText returns the same text as String.
+func (s Sum) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText is ParseSum.
+func (s *Sum) UnmarshalText(text []byte) (err error) {
+	*s, err = ParseSum(digest.Digest(text))
+	return err
+}
+
 // Path returns the name of the object s below a store: "ab/cdef…", 65 bytes.
 // Overlay redirects in metadata images name objects by it.
 func (s Sum) Path() string {

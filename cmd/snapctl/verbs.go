@@ -56,6 +56,7 @@ func groups() []struct {
 			{name: "rmi", about: "Remove images", run: rmi, completes: "image"},
 			{name: "tag", about: "Give an image a further name", run: tag, completes: "image"},
 			{name: "convert", about: "Make an image that can start lazily anywhere", run: convert, completes: "image"},
+			{name: "index", about: "Make, publish and sign what lets any image start lazily", run: index, completes: "image"},
 			{name: "mount", about: "Mount an image, or list such mounts", run: mount, completes: "image"},
 			{name: "umount", about: "Unmount images", run: umount},
 			{name: "inspect", about: "Show all about containers and images", run: inspect, completes: "container"},

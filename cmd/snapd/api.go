@@ -71,6 +71,19 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 		return d.images.Convert(ctx, a, p)
 	}),
 
+	control.OpIndex: long(func(d *daemon, ctx context.Context, a control.IndexArgs, p func(control.Progress)) (control.IndexInfo, error) {
+		return d.images.MakeIndex(ctx, a, p)
+	}),
+	control.OpIndexes: simple(func(d *daemon, ctx context.Context, a control.IndexListArgs) ([]control.IndexInfo, error) {
+		return d.images.ListIndexes(ctx, a)
+	}),
+	control.OpIndexSign: simple(func(d *daemon, ctx context.Context, a control.IndexSignArgs) (control.IndexInfo, error) {
+		return d.images.SignIndex(ctx, a)
+	}),
+	control.OpKeygen: simple(func(_ *daemon, _ context.Context, a control.KeygenArgs) (control.Key, error) {
+		return images.Keygen(a)
+	}),
+
 	control.OpMount:   long((*daemon).prepareMount),
 	control.OpMounted: simple(func(d *daemon, _ context.Context, m control.Mount) (any, error) { return nil, d.images.RecordMount(m) }),
 	control.OpMounts:  simple(func(d *daemon, _ context.Context, _ struct{}) ([]control.Mount, error) { return d.images.Mounts() }),

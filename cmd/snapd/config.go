@@ -14,6 +14,9 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/layers/trust"
 )
 
 // Config is snapd's configuration file. Unknown keys are errors: a misspelt
@@ -89,6 +92,24 @@ type IndexConfig struct {
 	Publish bool `toml:"publish"`
 	// SignKey is a file with the ed25519 private key (PEM) to sign what is published with. Default none.
 	SignKey string `toml:"sign_key"`
+}
+
+// open reads the keys.
+func (c *IndexConfig) open() (x images.Indexes, err error) {
+	x.Any, x.Publish = c.Trust == trustAny, c.Publish
+	if c.Trust != trustNone {
+		if x.Keys, err = trust.LoadPublic(c.Keys...); err != nil {
+			return x, fmt.Errorf("index.keys: %w", err)
+		}
+	}
+	if c.SignKey != "" {
+		key, err := trust.LoadPrivate(c.SignKey)
+		if err != nil {
+			return x, fmt.Errorf("index.sign_key: %w", err)
+		}
+		x.Sign = &key
+	}
+	return x, nil
 }
 
 // DiskConfig bounds what is kept.

@@ -105,10 +105,14 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		Watch:    fetch.Watch{Waited: d.meter.Waited, Lied: d.lied, Unkept: d.unkept},
 	})
 	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log, Failed: d.readFailed})
+	indexes, err := c.Index.open()
+	if err != nil {
+		return err
+	}
 	d.images, err = images.Open(ctx, images.Options{
 		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Mounter: d.w,
 		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
-		Complete: c.Pull.Complete, Events: d.events, Log: d.log,
+		Complete: c.Pull.Complete, Indexes: indexes, Events: d.events, Log: d.log,
 	})
 	if err != nil {
 		return err

@@ -23,9 +23,10 @@ const (
 	OpConvert = "image.convert" // ConvertArgs, events Progress → Pushed
 	OpTag     = "image.tag"     // TagArgs
 
-	OpIndex     = "index.make"    // IndexArgs, events Progress → IndexInfo
-	OpIndexes   = "index.list"    // RefArgs → []IndexInfo: those published for an image, newest first
-	OpIndexSign = "index.publish" // IndexSignArgs, events Progress → IndexInfo: published anew with a signature
+	OpIndex     = "index.make"   // IndexArgs, events Progress → IndexInfo
+	OpIndexes   = "index.list"   // IndexListArgs → []IndexInfo: those published for an image; believed ones and newer ones first
+	OpIndexSign = "index.sign"   // IndexSignArgs → IndexInfo: the newest, published anew with a signature
+	OpKeygen    = "index.keygen" // KeygenArgs → Key
 
 	OpMount   = "mount.prepare" // MountArgs, events Progress → Mount
 	OpMounted = "mount.record"  // Mount: the client has mounted it at Target
@@ -257,32 +258,42 @@ type IndexArgs struct {
 	Push          bool
 }
 
-// IndexSignArgs brings the signature of a published index: a DSSE envelope of
-// the Statement that OpIndexes gave.
-type IndexSignArgs struct {
-	Ref      string
-	Envelope json.RawMessage
+// IndexListArgs names an image. Keys are files with public keys, to look for
+// signatures by these instead of the daemon's.
+type IndexListArgs struct {
+	Ref  string
+	Keys []string
 }
+
+// IndexSignArgs names an image and a file with a private key, which only its owner may read.
+type IndexSignArgs struct{ Ref, Key string }
+
+// KeygenArgs says where to write a private key; the public one goes to Path.pub.
+type KeygenArgs struct{ Path string }
+
+// Key is a key pair in files.
+type Key struct{ ID, Private, Public string }
 
 // IndexInfo is an index of an image.
 type IndexInfo struct {
-	Ref       string
-	Manifest  string // digest of the image's manifest
-	Digest    string // of the artifact manifest; "" if it is not published
-	Created   time.Time
-	Root      string // SHA-256 of its header
-	Size      int64  // bytes
-	Prefix    int64  // bytes that a node needs before a container can run
-	Files     int64
-	Blobs     int64 // stored bytes of the layers that it has
-	Bundle    int64 // bytes of the boot bundle; 0: none
-	Profile   ProfileInfo
-	Layers    []IndexLayer    `json:",omitempty"`
-	Statement json.RawMessage `json:",omitempty"` // what a signature is of
-	Envelope  json.RawMessage `json:",omitempty"` // the signature, if there is one
-	Signer    string          `json:",omitempty"` // ID of the configured key that signed it
-	Believed  bool            // by this node's configuration
-	Why       string          `json:",omitempty"` // why not
+	Ref        string
+	Manifest   string // digest of the image's manifest
+	Digest     string // of the artifact manifest; "" if it is not published
+	Created    time.Time
+	Root       string // SHA-256 of its header
+	Blob       string // digest of the index
+	Size       int64  // bytes
+	Prefix     int64  // bytes that a node needs before a container can run
+	Files      int64
+	Blobs      int64  // stored bytes of the layers that it has
+	BundleBlob string // digest of the boot bundle; "": none
+	Bundle     int64  // bytes of it
+	Profile    ProfileInfo
+	Layers     []IndexLayer `json:",omitempty"`
+	Signer     string       `json:",omitempty"` // ID of the known key that signed it
+	Unsigned   string       `json:",omitempty"` // why there is no Signer
+	Believed   bool         // by this node's configuration
+	Why        string       `json:",omitempty"` // why not
 }
 
 // IndexLayer is one layer of an index.

@@ -79,6 +79,17 @@ func (l *layerRow) lazy() bool {
 	return l.Mapped || l.Format == lazy.EStargz || l.Format == lazy.ZstdChunked
 }
 
+// origin is where the layer's index came from. Rows of before do not say.
+func (l *layerRow) origin() string {
+	switch {
+	case l.Origin != "":
+		return l.Origin
+	case l.lazy():
+		return OriginTOC
+	}
+	return OriginOwn
+}
+
 // treeRow is a metadata image on disk.
 type treeRow struct {
 	Layers  []string

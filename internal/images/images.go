@@ -36,7 +36,9 @@ import (
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
+	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/fetch"
+	"github.com/snapfs/snapfs/layers/index"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/lazy"
 	"github.com/snapfs/snapfs/layers/objects"
@@ -65,6 +67,7 @@ type Options struct {
 	Users func() map[digest.Digest][]User
 	// Complete fetches the rest of an image in the background once it was asked for.
 	Complete bool
+	Indexes  Indexes
 	Events   *events.Log  // nil: nobody is told
 	Log      *slog.Logger // nil: discard
 }
@@ -98,7 +101,7 @@ type Service struct {
 	pins pins
 
 	mu   sync.Mutex
-	open map[string]*indexfile.File // of lazily readable layers, by key
+	open map[string]*held // lazily readable layers, by key
 }
 
 // Open opens the book. It contacts nothing. Close ends it.
@@ -106,7 +109,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{"layers", "images"} {
+	for _, dir := range []string{"layers", "images", "profiles"} {
 		if err := os.MkdirAll(filepath.Join(o.Root, dir), 0o700); err != nil {
 			return nil, err
 		}
@@ -119,7 +122,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	s := &Service{Options: o, db: d, open: map[string]*indexfile.File{}, unpacking: make(chan struct{}, tarindex.Parallel)}
+	s := &Service{Options: o, db: d, open: map[string]*held{}, unpacking: make(chan struct{}, tarindex.Parallel)}
 	s.base, s.end = context.WithCancel(ctx)
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -148,9 +151,9 @@ func (s *Service) Close() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for key, f := range s.open {
+	for key, h := range s.open {
 		s.Fetcher.Remove(key)
-		err = errors.Join(err, f.Close())
+		err = errors.Join(err, h.close())
 	}
 	return errors.Join(err, s.db.Close())
 }
@@ -196,13 +199,24 @@ func (s *Service) recover() error {
 
 func (s *Service) dropUndurable(tx *bolt.Tx) error {
 	var layerKeys, treeIDs []string
+	partly := map[string]*layerRow{}
 	if err := each(tx, "layers", func(key string, l *layerRow) error {
-		if !l.Durable && !l.lazy() {
+		switch {
+		case l.Durable:
+		case !l.lazy():
 			layerKeys = append(layerKeys, key)
+		case l.Complete: // what was lost comes back when it is read
+			l.Complete = false
+			partly[key] = l
 		}
 		return nil
 	}); err != nil {
 		return err
+	}
+	for key, l := range partly {
+		if err := put(tx, "layers", key, l); err != nil {
+			return err
+		}
 	}
 	if err := each(tx, "trees", func(id string, t *treeRow) error {
 		if !t.Durable {
@@ -257,8 +271,28 @@ func layerKey(desc ocispec.Descriptor) string {
 	return desc.Digest.Encoded() + "-" + hex.EncodeToString(sum[:16])
 }
 
+// publishedKey names what a published index says of a layer.
+func publishedKey(desc ocispec.Descriptor, root layers.Sum) string {
+	return desc.Digest.Encoded() + "-" + root.Digest().Encoded()[:32]
+}
+
+// tarFormat is what users see of a layer without a table of contents of its own.
+func tarFormat(c layers.Compression) string {
+	switch c {
+	case layers.Gzip:
+		return lazy.Tar + "+gzip"
+	case layers.Zstd:
+		return lazy.Tar + "+zstd"
+	}
+	return lazy.Tar
+}
+
 func (s *Service) indexPath(key string) string {
 	return filepath.Join(s.Root, "layers", key+".idx")
+}
+
+func (s *Service) mapPath(key string) string {
+	return filepath.Join(s.Root, "layers", key+".map")
 }
 
 // treeName is a tree's name as a mount and, with .erofs, as a file.
@@ -273,6 +307,20 @@ func (s *Service) treePath(id string, sealed bool) string {
 	return filepath.Join(s.Root, "images", treeName(id, sealed)+".erofs")
 }
 
+// A held layer is one whose objects are served.
+type held struct {
+	index *indexfile.File
+	maps  *index.MapFile // nil if it is not mapped
+}
+
+func (h *held) close() error {
+	err := h.index.Close()
+	if h.maps != nil {
+		err = errors.Join(err, h.maps.Close())
+	}
+	return err
+}
+
 // serve makes the objects of a lazily readable layer available.
 func (s *Service) serve(key string, l *layerRow) error {
 	s.mu.Lock()
@@ -280,22 +328,56 @@ func (s *Service) serve(key string, l *layerRow) error {
 	if s.open[key] != nil {
 		return nil
 	}
-	f, err := indexfile.Open(s.indexPath(key))
+	ref, err := registry.ParseRef(l.Source)
 	if err != nil {
 		return err
 	}
-	ref, err := registry.ParseRef(l.Source)
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
 	blob, err := s.Registry.Blob(ref, l.Desc)
 	if err != nil {
-		return errors.Join(err, f.Close())
+		return err
 	}
-	s.Fetcher.Add(key, fetch.Layer{Blob: blob, Index: f, Compression: f.Compression()})
-	s.open[key] = f
+	h := new(held)
+	if h.index, err = indexfile.Open(s.indexPath(key)); err != nil {
+		return err
+	}
+	if l.Mapped {
+		if h.maps, err = s.openMap(key, ref); err != nil {
+			return errors.Join(err, h.index.Close())
+		}
+	}
+	s.Fetcher.Add(key, h.layer(blob))
+	s.open[key] = h
 	return nil
 }
+
+func (h *held) layer(blob layers.Blob) fetch.Layer {
+	l := fetch.Layer{Blob: blob, Index: h.index, Compression: h.index.Compression()}
+	if h.maps != nil {
+		l.Map, l.Windows = h.maps.Map(), h.maps
+	}
+	return l
+}
+
+// openMap opens the map of a layer. Windows that are not here come from the
+// published index that it is from.
+func (s *Service) openMap(key string, ref registry.Ref) (*index.MapFile, error) {
+	var from index.Source // is called after from is set
+	m, err := index.OpenMap(s.base, s.mapPath(key), func(ctx context.Context, off, n int64) ([]byte, error) {
+		return from(ctx, off, n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if from = errNoSource; m.From().Size > 0 {
+		if from, err = s.windows(ref, m.From()); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
+	}
+	return m, nil
+}
+
+// errNoSource is the source of windows of a map that was made here.
+func errNoSource(context.Context, int64, int64) ([]byte, error) { return nil, index.ErrNoWindow }
 
 // barrierEvery is how much work a power cut may cost.
 const barrierEvery = 5 * time.Second

@@ -111,6 +111,7 @@ func (s *Service) describe(tx *bolt.Tx, k *Known) (control.Image, []control.Laye
 		details = append(details, control.LayerDetail{
 			Digest: string(l.Desc.Digest), DiffID: string(l.DiffID), MediaType: l.Desc.MediaType, Size: l.Desc.Size,
 			Format: l.Format, Lazy: l.lazy(), Why: l.Why, Complete: l.Complete,
+			Origin: l.origin(), Signer: l.Signer, Index: l.Root,
 		})
 	}
 	return im, details, nil
@@ -130,7 +131,7 @@ func (s *Service) local(key string, l *layerRow) int64 {
 		return 0
 	}
 	var have, all int64
-	for sum, ref := range f.Objects() {
+	for sum, ref := range f.index.Objects() {
 		all += ref.Size
 		if s.Store.Has(sum) {
 			have += ref.Size
@@ -148,7 +149,10 @@ func (s *Service) Inspect(name string) (*control.ImageDetail, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &control.ImageDetail{Manifest: k.Manifest, Config: k.manifestRow.Config}
+	d := &control.ImageDetail{Manifest: k.Manifest, Config: k.manifestRow.Config, Profile: profileInfo(s.profile(k.Desc.Digest))}
+	if k.Quarantine != nil {
+		d.Quarantine = k.Quarantine.String()
+	}
 	err = s.db.View(func(tx *bolt.Tx) error {
 		var t treeRow
 		if err := get(tx, "trees", k.Tree, &t); err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -15,6 +16,7 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/index"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/lazy"
 	"github.com/snapfs/snapfs/layers/registry"
@@ -91,13 +93,13 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 	defer s.worked.Store(true)
 	began := time.Now()
 	progress(control.Progress{Action: "resolving"})
-	img, err := s.Registry.Resolve(ctx, ref, platform)
+	img, src, err := s.resolve(ctx, ref, platform)
 	if err != nil {
 		return nil, err
 	}
 	progress(control.Progress{Action: "resolving", Done: true})
-	release := s.pin(img)
-	row, err := s.bringIn(ctx, img, name, progress)
+	release := s.pin(img, src)
+	row, err := s.bringIn(ctx, img, src, name, progress)
 	release()
 	if err != nil { // nothing is left of it; what others bring in is pinned
 		if cerr := s.Collect(s.base); cerr != nil {
@@ -106,17 +108,71 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 		return nil, fmt.Errorf("%s: %w", ref.Familiar(), err)
 	}
 	s.event(events.Pull, ref.String(), "digest", row.Desc.Digest, "layers", len(row.Layers), "took", time.Since(began))
+	if src == nil {
+		s.publishSoon(row)
+	}
 	return row, nil
 }
 
+// resolve finds the image, and at the same time the index that was published for it.
+func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string) (*registry.Image, *source, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	var last *lookup
+	img, err := s.Registry.ResolveWith(ctx, ref, registry.ResolveOptions{
+		Platform: platform, Locate: true,
+		OnManifest: func(desc ocispec.Descriptor) {
+			l := &lookup{manifest: desc.Digest, done: make(chan struct{})}
+			last = l
+			all.Go(func() {
+				defer close(l.done)
+				l.source, l.err = s.look(ctx, ref, l.manifest)
+			})
+		},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	src, err := last.result(img)
+	if err != nil { // the image can be had without
+		s.Log.Warn("no published index is used", "ref", ref, "err", err)
+	}
+	return img, src, context.Cause(ctx)
+}
+
+// A lookup is a search for an index that goes on while its image is resolved.
+type lookup struct {
+	manifest digest.Digest
+	done     chan struct{}
+	source   *source // may be read when done is closed
+	err      error
+}
+
+// result waits for the index of an image.
+func (l *lookup) result(img *registry.Image) (*source, error) {
+	if l == nil || l.manifest != img.Desc.Digest {
+		return nil, nil
+	}
+	<-l.done
+	if l.source == nil || l.err != nil {
+		return nil, l.err
+	}
+	if err := l.source.fits(img); err != nil {
+		return nil, err
+	}
+	return l.source, nil
+}
+
 // bringIn makes everything of an image and records it.
-func (s *Service) bringIn(ctx context.Context, img *registry.Image, name string, progress func(control.Progress)) (*manifestRow, error) {
+func (s *Service) bringIn(ctx context.Context, img *registry.Image, src *source, name string, progress func(control.Progress)) (*manifestRow, error) {
 	row := &manifestRow{
 		Desc: img.Desc, Source: img.Ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
 		Layers: make([]string, len(img.Manifest.Layers)), Platform: img.Platform(),
 	}
 	fresh := make([]*layers.Index, len(row.Layers))
-	err := s.ingestAll(ctx, img, row, fresh, progress)
+	err := s.ingestAll(ctx, img, src, row, fresh, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -139,13 +195,13 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, name string,
 
 // ingestAll gives every layer an index, all at once: lazily readable ones cost
 // two or three requests each; the others share the machine's cores.
-func (s *Service) ingestAll(ctx context.Context, img *registry.Image, row *manifestRow, fresh []*layers.Index, progress func(control.Progress)) error {
+func (s *Service) ingestAll(ctx context.Context, img *registry.Image, src *source, row *manifestRow, fresh []*layers.Index, progress func(control.Progress)) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for i, desc := range img.Manifest.Layers {
+	for i := range img.Manifest.Layers {
 		g.Go(func() error {
-			key, ix, err := s.ingest(ctx, img, desc, img.Config.RootFS.DiffIDs[i], progress)
+			key, ix, err := s.ingest(ctx, img, src, i, progress)
 			if err != nil {
-				return fmt.Errorf("layer %s: %w", short(desc.Digest), err)
+				return fmt.Errorf("layer %s: %w", short(img.Manifest.Layers[i].Digest), err)
 			}
 			row.Layers[i], fresh[i] = key, ix
 			return nil
@@ -154,23 +210,59 @@ func (s *Service) ingestAll(ctx context.Context, img *registry.Image, row *manif
 	return g.Wait()
 }
 
-// ingest makes one layer known and returns its key, and its index if it has
-// just been made.
-func (s *Service) ingest(ctx context.Context, img *registry.Image, desc ocispec.Descriptor, diffID digest.Digest, progress func(control.Progress)) (string, *layers.Index, error) {
-	key := layerKey(desc)
-	for _, k := range []string{desc.Digest.Encoded(), key} { // a proven one first
+// layerKeys are the names that a layer's index may have, the most trusted
+// first: made from all of its bytes, vouched for by its manifest, published.
+func layerKeys(desc ocispec.Descriptor, src *source) []string {
+	keys := []string{desc.Digest.Encoded()}
+	if key := layerKey(desc); key != keys[0] {
+		keys = append(keys, key)
+	}
+	if src != nil {
+		keys = append(keys, publishedKey(desc, src.ann.Root))
+	}
+	return keys
+}
+
+// ingest makes layer i known and returns its key, and its index if it has just been made.
+func (s *Service) ingest(ctx context.Context, img *registry.Image, src *source, i int, progress func(control.Progress)) (string, *layers.Index, error) {
+	desc, diffID := img.Manifest.Layers[i], img.Config.RootFS.DiffIDs[i]
+	for _, k := range layerKeys(desc, src) {
 		if s.knownLayer(k) {
 			progress(control.Progress{ID: short(desc.Digest), Action: "exists", Done: true})
 			return k, nil, nil
 		}
 	}
-	var made *layers.Index
-	_, err := s.ingests.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*layerRow, error) {
+	row := layerRow{Desc: desc, DiffID: diffID, Source: img.Ref.String()}
+	if src != nil && src.header.Layers[i].Mapped() {
+		key := publishedKey(desc, src.ann.Root)
+		ix, err := s.ingestAs(ctx, key, progress, func(context.Context, func(control.Progress)) (*layers.Index, *layerRow, error) {
+			row := row
+			ix, err := s.take(src, i, key, &row)
+			return ix, &row, err
+		})
+		if err == nil || ctx.Err() != nil {
+			return key, ix, err
+		}
+		s.Log.Warn("published index is not used for a layer", "ref", img.Ref, "layer", desc.Digest, "err", err)
+	}
+	key := layerKey(desc)
+	ix, err := s.ingestAs(ctx, key, progress, func(ctx context.Context, p func(control.Progress)) (*layers.Index, *layerRow, error) {
+		row := row
+		ix, err := s.open1(ctx, img, key, &row, p)
+		return ix, &row, err
+	})
+	return key, ix, err
+}
+
+// ingestAs runs make once however many images want the layer, and records what
+// it has made. The index is nil if somebody else has made it.
+func (s *Service) ingestAs(ctx context.Context, key string, progress func(control.Progress),
+	make func(context.Context, func(control.Progress)) (*layers.Index, *layerRow, error)) (made *layers.Index, err error) {
+	_, err = s.ingests.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*layerRow, error) {
 		if s.knownLayer(key) { // since we looked
 			return nil, nil
 		}
-		row := &layerRow{Desc: desc, DiffID: diffID, Source: img.Ref.String()}
-		ix, err := s.open1(ctx, img, row, p)
+		ix, row, err := make(ctx, p)
 		if err != nil {
 			return nil, err
 		}
@@ -183,14 +275,14 @@ func (s *Service) ingest(ctx context.Context, img *registry.Image, desc ocispec.
 			}
 		}
 		made = ix
-		s.event(events.Index, img.Ref.String(), "layer", desc.Digest, "format", row.Format, "why", row.Why)
+		s.event(events.Index, row.Source, "layer", row.Desc.Digest, "format", row.Format, "origin", row.Origin, "why", row.Why)
 		return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "layers", key, row) })
 	})
-	return key, made, err
+	return made, err
 }
 
 // open1 reads the table of contents of a layer or, where it has none, unpacks it.
-func (s *Service) open1(ctx context.Context, img *registry.Image, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
+func (s *Service) open1(ctx context.Context, img *registry.Image, key string, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
 	id := short(row.Desc.Digest)
 	blob, err := img.Blob(ctx, row.Desc)
 	if err != nil {
@@ -200,18 +292,18 @@ func (s *Service) open1(ctx context.Context, img *registry.Image, row *layerRow,
 	ix, format, err := lazy.Open(ctx, row.Desc, blob)
 	switch {
 	case err == nil:
-		row.Format = format
+		row.Format, row.Origin = format, OriginTOC
 		progress(control.Progress{ID: id, Action: "indexing", Size: row.Desc.Size, Done: true})
 		return ix, nil
 	case !errors.Is(err, layers.ErrNoTOC) && !errors.Is(err, registry.ErrNoRange):
 		return nil, err // a TOC that lies is no reason to trust the rest
 	}
-	row.Format, row.Why, row.Complete = lazy.Tar, err.Error(), true
-	return s.unpack(ctx, img, row, progress)
+	row.Why, row.Complete = err.Error(), true
+	return s.unpack(ctx, img, key, row, progress)
 }
 
-// unpack streams a layer into the store.
-func (s *Service) unpack(ctx context.Context, img *registry.Image, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
+// unpack streams a layer into the store, and keeps how it can be read piecewise.
+func (s *Service) unpack(ctx context.Context, img *registry.Image, key string, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
 	id := short(row.Desc.Digest)
 	select {
 	case s.unpacking <- struct{}{}:
@@ -224,22 +316,59 @@ func (s *Service) unpack(ctx context.Context, img *registry.Image, row *layerRow
 		return nil, err
 	}
 	defer r.Close()
-	told := int64(0)
-	u, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: func(off int64) {
-		if off-told >= reportEvery {
-			told = off
-			progress(control.Progress{ID: id, Action: "pulling", Off: off, Size: row.Desc.Size})
-		}
-	}})
+	u, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: pulling(row.Desc, progress)})
 	if err != nil {
 		return nil, err
 	}
+	defer u.Close()
+	row.Format, row.Origin = lazy.Tar, OriginOwn
+	if u.Map != nil {
+		row.Format = tarFormat(u.Map.Compression)
+	}
+	if row.Why = whole(u.Map); row.Why == "" {
+		row.Mapped = true
+		if err := index.MakeMap(ctx, s.mapPath(key), u.Map, u.Windows); err != nil {
+			return nil, err
+		}
+	}
 	progress(control.Progress{ID: id, Action: "pulling", Off: row.Desc.Size, Size: row.Desc.Size, Done: true})
-	return u.Index, u.Close()
+	return u.Index, nil
 }
 
+// maxSpan is how many bytes of a layer, stored or plain, one read may cost at
+// the most: more would take longer than a container's read may stand still.
+const (
+	maxSpan      = 16 << 20
+	maxPlainSpan = 64 << 20
+)
+
+// whole says why a layer has to be fetched whole before anything of it can be
+// read; "": it has not.
+func whole(m *layers.Map) string {
+	if m == nil {
+		return "it has more chunks than an index may have"
+	}
+	if stored, plain := m.Span(); stored > maxSpan || plain > maxPlainSpan {
+		return fmt.Sprintf("it cannot be split: its largest frame or block takes %d bytes, and becomes %d", stored, plain)
+	}
+	return ""
+}
+
+// pulling tells how far a layer is, but not each time.
+func pulling(desc ocispec.Descriptor, progress func(control.Progress)) func(off int64) {
+	told := int64(0)
+	return func(off int64) {
+		if off-told >= reportEvery {
+			told = off
+			progress(control.Progress{ID: short(desc.Digest), Action: "pulling", Off: off, Size: desc.Size})
+		}
+	}
+}
+
+// knownLayer says whether a layer has an index that can be believed.
 func (s *Service) knownLayer(key string) bool {
-	return s.db.View(func(tx *bolt.Tx) error { return get(tx, "layers", key, new(layerRow)) }) == nil
+	var l layerRow
+	return s.db.View(func(tx *bolt.Tx) error { return get(tx, "layers", key, &l) }) == nil && !l.Lied
 }
 
 // reingest brings back the layers of a known image that an unclean boot cost,

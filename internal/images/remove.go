@@ -13,6 +13,7 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/index"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/registry"
 )
@@ -125,7 +126,7 @@ func (s *Service) Collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(s.dropTrees(ctx, trees), s.dropLayers(layerKeys))
+	err = errors.Join(s.dropTrees(ctx, trees), s.dropLayers(layerKeys), s.sweepProfiles())
 	if err != nil {
 		return err
 	}
@@ -199,12 +200,13 @@ func (s *Service) dropLayers(keep map[string]bool) error {
 		s.mu.Lock()
 		if f := s.open[key]; f != nil {
 			s.Fetcher.Remove(key)
-			f.Close()
+			f.close()
 			delete(s.open, key)
 		}
 		s.mu.Unlock()
 		s.forgetLayer(key)
 		os.Remove(s.indexPath(key))
+		index.RemoveMap(s.mapPath(key))
 	}
 	return nil
 }

@@ -51,16 +51,7 @@ func (s *Service) Push(ctx context.Context, a control.PushArgs, progress func(co
 }
 
 func (s *Service) push(ctx context.Context, dst registry.Ref, src *registry.Source, progress func(control.Progress)) (control.Pushed, error) {
-	var mu sync.Mutex // blobs are pushed at the same time
-	desc, err := s.Registry.Push(ctx, dst, src, func(p registry.PushProgress) {
-		mu.Lock()
-		defer mu.Unlock()
-		action := "pushing"
-		if p.How == "exists" || p.How == "mounted" {
-			action = p.How
-		}
-		progress(control.Progress{ID: short(p.Desc.Digest), Action: action, Off: p.Off, Size: p.Desc.Size, Done: p.Done})
-	})
+	desc, err := s.Registry.Push(ctx, dst, src, pushing(progress))
 	if err != nil {
 		return control.Pushed{}, err
 	}
@@ -70,6 +61,20 @@ func (s *Service) push(ctx context.Context, dst registry.Ref, src *registry.Sour
 		total += b.Desc.Size
 	}
 	return control.Pushed{Ref: dst.Familiar(), Digest: string(desc.Digest), Size: total}, nil
+}
+
+// pushing tells how far what is pushed is.
+func pushing(progress func(control.Progress)) func(registry.PushProgress) {
+	var mu sync.Mutex // blobs are pushed at the same time
+	return func(p registry.PushProgress) {
+		mu.Lock()
+		defer mu.Unlock()
+		action := "pushing"
+		if p.How == "exists" || p.How == "mounted" {
+			action = p.How
+		}
+		progress(control.Progress{ID: short(p.Desc.Digest), Action: action, Off: p.Off, Size: p.Desc.Size, Done: p.Done})
+	}
 }
 
 // Convert makes a lazily readable copy of the image a.Src, known or not, at a.Dst.
