@@ -27,16 +27,16 @@ func newEncoder() *zstd.Encoder {
 }
 
 var decoders = sync.Pool{New: func() any {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxPlain),
-		zstd.WithDecoderMaxMemory(maxPlain), zstd.WithDecodeAllCapLimit(true))
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxPlainTrees),
+		zstd.WithDecoderMaxMemory(maxPlainTrees), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		panic("index: the options of the decoder are wrong: " + err.Error())
 	}
 	return z
 }}
 
-// inflate fills dst from a zstd frame, exactly.
-func inflate(dst, stored []byte) error {
+// expand fills dst from a zstd frame, exactly.
+func expand(dst, stored []byte) error {
 	z := decoders.Get().(*zstd.Decoder)
 	defer decoders.Put(z)
 	p, err := z.DecodeAll(stored, dst[:0:len(dst)])
@@ -49,8 +49,8 @@ func inflate(dst, stored []byte) error {
 	return nil
 }
 
-// deflate returns p compressed, or p itself if that is not smaller.
-func deflate(z *zstd.Encoder, p []byte) []byte {
+// shrink returns p compressed, or p itself if that is not smaller.
+func shrink(z *zstd.Encoder, p []byte) []byte {
 	if len(p) < 16 {
 		return p
 	}
@@ -67,7 +67,7 @@ func pack(z *zstd.Encoder, raw uint64, cols ...[]byte) (stored []byte, plain int
 	for i, c := range cols {
 		packed[i] = c
 		if raw>>i&1 == 0 {
-			packed[i] = deflate(z, c)
+			packed[i] = shrink(z, c)
 		}
 		stored = binary.AppendUvarint(stored, uint64(len(c)))
 		stored = binary.AppendUvarint(stored, uint64(len(packed[i])))
@@ -85,7 +85,7 @@ func unpack(p []byte, plain int64, cols []cursor) (int64, error) {
 	type length struct{ plain, stored int }
 	lens := make([]length, len(cols))
 	c := cursor{p: p}
-	var total, deflated uint64
+	var total, shrunk uint64
 	for i := range lens {
 		n, m := c.uvarint(), c.uvarint()
 		if n > uint64(plain) || m > n || m > uint64(len(p)) {
@@ -93,20 +93,20 @@ func unpack(p []byte, plain int64, cols []cursor) (int64, error) {
 		}
 		lens[i] = length{int(n), int(m)}
 		if total += n; n != m {
-			deflated += n
+			shrunk += n
 		}
 	}
 	if c.bad || total > uint64(plain) {
 		return 0, fmt.Errorf("%w: columns of %d bytes, limit %d", ErrCorrupt, total, plain)
 	}
-	buf := make([]byte, deflated)
+	buf := make([]byte, shrunk)
 	for i, l := range lens {
 		stored := c.take(l.stored)
 		if c.bad {
 			break
 		}
 		if l.plain != l.stored {
-			if err := inflate(buf[:l.plain], stored); err != nil {
+			if err := expand(buf[:l.plain], stored); err != nil {
 				return 0, fmt.Errorf("column %d: %w", i, err)
 			}
 			stored, buf = buf[:l.plain:l.plain], buf[l.plain:]

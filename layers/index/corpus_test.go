@@ -3,15 +3,17 @@ package index
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -19,6 +21,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/inflate"
+	"github.com/snapfs/snapfs/layers/layerstest"
 )
 
 // corpusLayout is an OCI layout with gzip layers, for measuring with real images.
@@ -76,15 +80,51 @@ func corpusLayer(tb testing.TB, name string, d ocispec.Descriptor, diff digest.D
 		tb.Fatal(err)
 	}
 	defer f.Close()
-	z, err := gzip.NewReader(f)
+	windows := make(memWindows)
+	r := &gzipReader{g: inflate.NewGzip(&blocks{r: f, p: make([]byte, 256<<10)}), b: make([]byte, 512<<10)}
+	r.g.Record(inflate.RecordOptions{Keep: func(i int, w []byte) { windows[i] = bytes.Clone(w) }})
+	ix, plain, err := fromTar(r)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ix, plain, err := fromTar(z)
-	if err != nil {
-		tb.Fatal(err)
+	l := Layer{Desc: d, DiffID: diff, Index: ix, Map: r.g.Map(), Windows: windows}
+	if l.Map.Plain != plain {
+		tb.Fatalf("map of %d bytes, tar of %d", l.Map.Plain, plain)
 	}
-	return Layer{Desc: d, DiffID: diff, Index: ix, Map: &layers.Map{Compression: layers.Gzip, Plain: plain, Stored: d.Size, Points: []layers.Point{{}}}}
+	return l
+}
+
+// blocks is an inflate.Source.
+type blocks struct {
+	r io.Reader
+	p []byte
+}
+
+func (b *blocks) Next() ([]byte, error) {
+	n, err := b.r.Read(b.p)
+	return b.p[:n], err
+}
+
+type gzipReader struct {
+	g    *inflate.Gzip
+	b    []byte
+	r, n int
+}
+
+func (r *gzipReader) Read(p []byte) (int, error) {
+	if r.r == r.n {
+		if r.n == len(r.b) {
+			r.n = copy(r.b, r.b[r.n-inflate.Window:])
+		}
+		r.r = r.n
+		var err error
+		if r.n, err = r.g.Decode(r.b, r.n); r.r == r.n {
+			return 0, err
+		}
+	}
+	n := copy(p, r.b[r.r:r.n])
+	r.r += n
+	return n, nil
 }
 
 // fromTar reads a tar as package tarindex does, without its rules for names that
@@ -161,41 +201,106 @@ func (c *countReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestCorpusSize says what the indexes of real images need.
+// TestCorpusSize holds what the design allows: 60 bytes a file in the tree
+// section, 1.5 % of the compressed layers in all.
 func TestCorpusSize(t *testing.T) {
 	for name, im := range corpusImages(t, corpusLayout(t)) {
-		p, info := write(t, im)
-		var entries, files, stored int64
+		_, info := write(t, im)
+		var files, stored int64
 		for _, l := range im.Layers {
 			stored += l.Desc.Size
-			entries += int64(len(l.Index.Entries))
 			for _, e := range l.Index.Entries {
 				if e.Size > 0 {
 					files++
 				}
 			}
 		}
-		t.Logf("%-9s %6d entries, %6d files: tree %7d = %.1f an entry, %.1f a file; map %7d; all %.2f %% of %d",
-			name, entries, files, info.Trees, float64(info.Trees)/float64(entries), float64(info.Trees)/float64(files), info.Maps,
-			float64(info.Size)*100/float64(stored), stored)
-		h, err := ParseHeader(p, info.Root)
+		perFile, part := float64(info.Trees)/float64(files), 100*float64(info.Size)/float64(stored)
+		t.Logf("%-9s %6d files: tree %7d = %.1f a file, map %7d, windows %7d; prefix %7d; all %.2f %% of %d",
+			name, files, info.Trees, perFile, info.Maps, info.Windows, info.Prefix, part, stored)
+		if perFile > 60 || part > 1.5 {
+			t.Errorf("%s: %.1f bytes a file, %.2f %% of the layers, want at most 60 and 1.5", name, perFile, part)
+		}
+	}
+}
+
+// TestCorpusEqual: what is written of real layers is read again.
+func TestCorpusEqual(t *testing.T) {
+	for name, im := range corpusImages(t, corpusLayout(t)) {
+		p, info := write(t, im)
+		got, err := Parse(p[:info.Prefix], info.Root)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var total [treeColumns]int
-		for i := range h.Layers {
-			s := h.sections[h.Layers[i].tree]
-			c := cursor{p: p[s.off : s.off+s.n]}
-			for j := range total {
-				c.uvarint()
-				total[j] += int(c.uvarint())
+		for i := range got.Layers {
+			l, want := &got.Layers[i], &im.Layers[i]
+			layerstest.Index(t, l.Index, l.Map.Plain)
+			checkWindows(t, l, p, want.Windows)
+			if !reflect.DeepEqual(l.Index, want.Index) || !reflect.DeepEqual(l.Map, want.Map) {
+				t.Errorf("%s: layer %d is another one when it was read again", name, i)
 			}
 		}
-		names := []string{"head", "sets", "set", "shared", "names", "times", "time", "nsec", "sizes", "links", "devices", "same", "places", "objects"}
-		var b bytes.Buffer
-		for j, n := range total {
-			fmt.Fprintf(&b, " %s %.2f", names[j], float64(n)/float64(entries))
-		}
-		t.Logf("bytes an entry:%s", b.String())
 	}
+}
+
+// BenchmarkParse decodes the prefix of an index of 30,000 entries, and those of
+// the corpus.
+func BenchmarkParse(b *testing.B) {
+	images := map[string]*Image{"30000": {Manifest: digest.FromString("m"), Layers: []Layer{manyFiles(30_000)}}}
+	if dir := os.Getenv("SNAPFS_CORPUS"); dir != "" {
+		maps.Copy(images, corpusImages(b, dir))
+	}
+	for name, im := range images {
+		p, info := write(b, im)
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(info.Prefix)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Parse(p[:info.Prefix], info.Root); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkWrite says what an index costs to make.
+func BenchmarkWrite(b *testing.B) {
+	im := &Image{Manifest: digest.FromString("m"), Layers: []Layer{manyFiles(30_000)}}
+	path := filepath.Join(b.TempDir(), "index")
+	b.ReportAllocs()
+	for b.Loop() {
+		info, err := Write(b.Context(), path, im)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(info.Trees)/30_000, "tree-B/entry")
+	}
+}
+
+// manyFiles is a layer of n entries, one in eight a directory, some files large.
+func manyFiles(n int) Layer {
+	r := rand.New(rand.NewPCG(1, 2))
+	ix := &layers.Index{}
+	place, dir := int64(0), ""
+	for i := range n {
+		place += 512
+		if i%8 == 0 {
+			dir = fmt.Sprintf("usr/lib/node_modules/package%d/dist", i)
+			ix.Entries = append(ix.Entries, layers.Entry{Name: dir, Kind: layers.Dir, Mode: 0o755, Sec: 1.7e9 + int64(i/100)})
+			continue
+		}
+		e := regularFile(fmt.Sprintf("%s/file%d.js", dir, r.IntN(1000)*1000+i%1000), 1+r.Int64N(20_000), place)
+		if i%100 == 1 {
+			e = regularFile(e.Name, 1+r.Int64N(5<<20), place)
+		}
+		e.Mode, e.Sec = 0o644, 1.7e9+int64(r.IntN(1000))
+		place += padded(e.Size)
+		ix.Entries = append(ix.Entries, e)
+	}
+	m := &layers.Map{Compression: layers.Gzip, Plain: place + 1024, Stored: place / 3}
+	for at := int64(0); at < m.Plain; at += 1 << 20 {
+		m.Points = append(m.Points, layers.Point{Plain: at, Stored: at / 3})
+	}
+	return Layer{Desc: desc("many", m.Stored), DiffID: digest.FromString("many"), Index: ix, Map: m}
 }

@@ -217,8 +217,8 @@ func (h *Header) check() error {
 		}
 		l.tree, l.maps, l.windows = -1, -1, -1
 	}
-	end, prefix, plain := h.Len, h.Len, int64(0)
-	var records [kindWindows + 1]int64
+	end, prefix := h.Len, h.Len
+	var plain, records [kindWindows + 1]int64
 	for i := range h.sections {
 		s := &h.sections[i]
 		if err := h.place(i); err != nil {
@@ -232,17 +232,18 @@ func (h *Header) check() error {
 		}
 		if s.kind != kindWindows {
 			prefix = end
-			plain += s.plain
 		}
+		plain[s.kind] += s.plain
 		records[s.kind] += int64(s.records)
 	}
 	switch {
 	case end != h.Size || prefix != h.Prefix:
 		return fmt.Errorf("%w: sections of %d bytes, %d of them prefix: the header says %d and %d", ErrCorrupt, end, prefix, h.Size, h.Prefix)
-	case prefix > MaxPrefix || plain > maxPlain:
-		return fmt.Errorf("%w: prefix of %d bytes, %d plain", layers.ErrTooLarge, prefix, plain)
-	case records[kindTree] > layers.MaxImageFiles || records[kindMap] > maxChunks:
-		return fmt.Errorf("%w: %d entries, %d chunks", layers.ErrTooLarge, records[kindTree], records[kindMap])
+	case prefix > MaxPrefix || plain[kindProfile] > maxPlainMaps || plain[kindTree] > maxPlainTrees || plain[kindMap] > maxPlainMaps:
+		return fmt.Errorf("%w: prefix of %d bytes, %d of trees, %d of maps, %d of the profile when decoded", layers.ErrTooLarge,
+			prefix, plain[kindTree], plain[kindMap], plain[kindProfile])
+	case records[kindTree] > layers.MaxImageFiles || records[kindMap] > maxChunks || records[kindWindows] > maxPoints:
+		return fmt.Errorf("%w: %d entries, %d chunks, %d points", layers.ErrTooLarge, records[kindTree], records[kindMap], records[kindWindows])
 	}
 	for i := range h.Layers {
 		if l := &h.Layers[i]; l.Mapped() && (l.tree < 0 || l.maps < 0 || l.windows < 0) {

@@ -43,12 +43,16 @@ const (
 
 // Limits of an index. What is beyond one is refused with layers.ErrTooLarge.
 const (
-	MaxLayers = 4096     // as of a manifest
-	MaxHeader = 4 << 20  // bytes
-	MaxPrefix = 1 << 30  // bytes of header, profile, trees and maps
-	MaxReason = 255      // bytes
-	maxPlain  = 1 << 30  // bytes that all sections together become
-	maxChunks = 24 << 20 // of all layers: one of each file, and a tebibyte of full ones
+	MaxLayers = 4096    // as of a manifest
+	MaxHeader = 4 << 20 // bytes
+	MaxPrefix = 1 << 30 // bytes of header, profile, trees and maps
+	MaxReason = 255     // bytes
+
+	// Of all layers together, because each byte that comes in can cost many.
+	maxPlainTrees = layers.MaxTOC // bytes that the tree sections become
+	maxPlainMaps  = 128 << 20     // bytes that the map sections become: two of marks are 16 in memory
+	maxChunks     = 24 << 20      // one of each file, and a tebibyte of full ones
+	maxPoints     = 4 << 20
 )
 
 // Sentinels. Each error says what is wrong.

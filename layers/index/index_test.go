@@ -1,17 +1,22 @@
 package index
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -89,15 +94,15 @@ func (w memWindows) Window(_ context.Context, i int) ([]byte, error) {
 	return nil, fmt.Errorf("no window %d", i)
 }
 
-func randomBytes(n int) []byte {
+func randomBytes(n, seed int) []byte {
 	p := make([]byte, n)
-	r := rand.NewChaCha8([32]byte{byte(n)})
+	r := rand.NewChaCha8([32]byte{byte(seed)})
 	_, _ = r.Read(p)
 	return p
 }
 
 func sampleWindows() memWindows {
-	return memWindows{1: []byte(strings.Repeat("snap", 8<<10)), 3: randomBytes(10_000), 4: make([]byte, 32<<10)}
+	return memWindows{1: []byte(strings.Repeat("snap", 8<<10)), 3: randomBytes(10_000, 0), 4: make([]byte, 32<<10)}
 }
 
 func sampleProfile() *Profile {
@@ -201,4 +206,444 @@ func checkWindows(t *testing.T, l *Layer, p []byte, want layers.Windows) {
 func isDigest(err error) bool {
 	_, ok := errors.AsType[*layers.DigestError](err)
 	return ok
+}
+
+// The root stands for all bytes of the prefix: any that flips is noticed.
+func TestParseCorrupt(t *testing.T) {
+	good, info := write(t, sampleImage())
+	for i := range info.Prefix {
+		p := append([]byte(nil), good[:info.Prefix]...)
+		p[i] ^= 0x10
+		if _, err := Parse(p, info.Root); !sentinel(err) {
+			t.Errorf("Parse with byte %d flipped = %v, want ErrCorrupt", i, err)
+		}
+	}
+	for n := int64(0); n < info.Prefix; n += 7 {
+		if _, err := Parse(good[:n], info.Root); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("Parse of %d bytes = %v, want ErrCorrupt", n, err)
+		}
+	}
+	if _, err := Parse(good, sum("other")); !errors.Is(err, ErrCorrupt) || !isDigest(err) {
+		t.Errorf("Parse with another root = %v, want a DigestError", err)
+	}
+}
+
+func sentinel(err error) bool {
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) || errors.Is(err, layers.ErrTooLarge)
+}
+
+// reseal makes the sums of an index right, whatever it says, and returns its root.
+func reseal(p []byte) layers.Sum {
+	n, err := headerLen(p)
+	if err != nil || n > int64(len(p)) {
+		return layers.Sum{}
+	}
+	for i := range min(int64(le.Uint32(p[36:])), (n-headerSize)/sectionSize) {
+		s := p[headerSize+i*sectionSize:][:sectionSize]
+		off, size := le.Uint64(s[8:]), le.Uint64(s[16:])
+		if total := uint64(len(p)); kind(s[0]) != kindWindows && off <= total && size <= total-off {
+			sum := layers.SumOf(p[off : off+size])
+			copy(s[32:], sum[:])
+		}
+	}
+	return layers.SumOf(p[:n])
+}
+
+// Headers that lie are refused though all sums are right.
+func TestParseLyingHeader(t *testing.T) {
+	good, info := write(t, sampleImage())
+	h, err := ParseHeader(good, info.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sectionAt := func(k kind) int {
+		for i, s := range h.sections {
+			if s.kind == k {
+				return headerSize + i*sectionSize
+			}
+		}
+		t.Fatalf("no %v section", k)
+		return 0
+	}
+	tail := headerSize + sectionSize*len(h.sections)
+	for _, tc := range []struct {
+		name string
+		at   int
+		v    byte
+		want error
+	}{
+		{"magic", 0, 'S', ErrCorrupt},
+		{"newer version", 8, 2, ErrVersion},
+		{"version 0", 8, 0, ErrCorrupt},
+		{"huge header", 15, 1, layers.ErrTooLarge},
+		{"short header", 12, 47, ErrCorrupt},
+		{"prefix", 16, good[16] + 1, ErrCorrupt},
+		{"negative prefix", 23, 0x80, ErrCorrupt},
+		{"size", 24, good[24] + 1, ErrCorrupt},
+		{"more layers", 32, good[32] + 1, ErrCorrupt},
+		{"fewer layers", 32, good[32] - 1, ErrCorrupt},
+		{"many layers", 33, 0x80, layers.ErrTooLarge},
+		{"many sections", 38, 1, layers.ErrTooLarge},
+		{"more sections", 36, good[36] + 1, ErrCorrupt},
+		{"reserved", 47, 1, ErrCorrupt},
+		{"unknown section", sectionAt(kindWindows), 9, ErrCorrupt},
+		{"section flags", sectionAt(kindMap) + 1, 1, ErrCorrupt},
+		{"section of a layer that is not mapped", sectionAt(kindTree) + 2, 1, ErrCorrupt},
+		{"section of no layer", sectionAt(kindTree) + 2, 77, ErrCorrupt},
+		{"profile of a layer", sectionAt(kindProfile) + 2, 0, ErrCorrupt},
+		{"two trees of a layer", sectionAt(kindTree) + sectionSize + 2, 0, ErrCorrupt},
+		{"entries", sectionAt(kindTree) + 4, 1, ErrCorrupt},
+		{"many entries", sectionAt(kindTree) + 7, 0x7f, layers.ErrTooLarge},
+		{"chunks", sectionAt(kindMap) + 4, 1, ErrCorrupt},
+		{"points", sectionAt(kindWindows) + 4, 1, ErrCorrupt},
+		{"items", sectionAt(kindProfile) + 4, 1, ErrCorrupt},
+		{"offset", sectionAt(kindTree) + 8, 0, ErrCorrupt},
+		{"length", sectionAt(kindTree) + 16, 0, ErrCorrupt},
+		{"negative length", sectionAt(kindMap) + 23, 0x80, ErrCorrupt},
+		{"plain length of a tree", sectionAt(kindTree) + 24, 0, ErrCorrupt},
+		{"large plain length", sectionAt(kindTree) + 28, 1, layers.ErrTooLarge},
+		{"plain length of a map", sectionAt(kindMap) + 24, 0, ErrCorrupt},
+		{"plain length of a profile", sectionAt(kindProfile) + 24, 0, ErrCorrupt},
+		{"plain length of windows", sectionAt(kindWindows) + 24, 1, ErrCorrupt},
+		{"manifest digest", tail + 1, 'S', ErrCorrupt},
+		{"manifest", tail, 200, ErrCorrupt},
+		{"layer digest", tail + 73, 'S', ErrCorrupt},
+		{"layer size", tail + 72 + 72 + 1, 1, ErrCorrupt},
+	} {
+		p := append([]byte(nil), good...)
+		p[tc.at] = tc.v
+		if _, err := Parse(p, reseal(p)); !errors.Is(err, tc.want) {
+			t.Errorf("%s: Parse = %v, want %v", tc.name, err, tc.want)
+		}
+	}
+}
+
+// Whatever is not as package layers says is refused when it is written.
+func TestWriteRefuses(t *testing.T) {
+	entry := func(change func(*layers.Entry)) func(*Image) {
+		return func(im *Image) { change(&im.Layers[0].Index.Entries[3]) }
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(*Image)
+		want   error
+	}{
+		{"no manifest", func(im *Image) { im.Manifest = "" }, ErrCorrupt},
+		{"no digest", func(im *Image) { im.Layers[1].Desc.Digest = "sha256:0" }, ErrCorrupt},
+		{"no diff ID", func(im *Image) { im.Layers[0].DiffID = "" }, ErrCorrupt},
+		{"no reason", func(im *Image) { im.Layers[1].Reason = "" }, layers.ErrBadLayer},
+		{"long reason", func(im *Image) { im.Layers[1].Reason = strings.Repeat("x", MaxReason+1) }, layers.ErrTooLarge},
+		{"a map and a reason", func(im *Image) { im.Layers[0].Reason = "x" }, layers.ErrBadLayer},
+		{"no index", func(im *Image) { im.Layers[0].Index = nil }, layers.ErrBadLayer},
+		{"an index of gzip members", func(im *Image) { im.Layers[0].Index.Compression = layers.Gzip }, layers.ErrBadLayer},
+		{"bad map", func(im *Image) { im.Layers[0].Map.Points = nil }, layers.ErrBadLayer},
+		{"map of another blob", func(im *Image) { im.Layers[0].Desc.Size++ }, layers.ErrBadLayer},
+		{"no windows", func(im *Image) { im.Layers[0].Windows = nil }, ErrNoWindow},
+		{"short window", func(im *Image) { im.Layers[0].Windows = memWindows{1: {}} }, ErrCorrupt},
+		{"bad profile", func(im *Image) { im.Profile.Starts = 0 }, ErrCorrupt},
+		{"many layers", func(im *Image) { im.Layers = make([]Layer, MaxLayers+1) }, layers.ErrTooLarge},
+		{"name", entry(func(e *layers.Entry) { e.Name = "a//b" }), layers.ErrBadLayer},
+		{"kind", entry(func(e *layers.Entry) { e.Kind = 99 }), layers.ErrBadLayer},
+		{"mode", entry(func(e *layers.Entry) { e.Mode = 0o10000 }), layers.ErrBadLayer},
+		{"nanoseconds", entry(func(e *layers.Entry) { e.Nsec = 1e9 }), layers.ErrBadLayer},
+		{"link of a file", entry(func(e *layers.Entry) { e.Link = "x" }), layers.ErrBadLayer},
+		{"device of a file", entry(func(e *layers.Entry) { e.Minor = 1 }), layers.ErrBadLayer},
+		{"xattrs", entry(func(e *layers.Entry) { e.Xattrs = []layers.Xattr{{Name: "b"}, {Name: "a"}} }), layers.ErrBadLayer},
+		{"large xattrs", entry(func(e *layers.Entry) {
+			e.Xattrs = []layers.Xattr{{Name: "b", Value: strings.Repeat("x", layers.MaxXattrs)}}
+		}), layers.ErrTooLarge},
+		{"no object", entry(func(e *layers.Entry) { e.Object = layers.Sum{} }), layers.ErrBadLayer},
+		{"no chunks", entry(func(e *layers.Entry) { e.Chunks = nil }), layers.ErrBadLayer},
+		{"few chunks", entry(func(e *layers.Entry) { e.Chunks = e.Chunks[:2] }), layers.ErrBadLayer},
+		{"chunk without a sum", entry(func(e *layers.Entry) { e.Chunks[1].Sum = layers.Sum{} }), layers.ErrBadLayer},
+		{"chunk in a run", entry(func(e *layers.Entry) { e.Chunks[1].Inner = 1 }), layers.ErrBadLayer},
+		{"chunk that is compressed", entry(func(e *layers.Entry) { e.Chunks[1].BlobLen-- }), layers.ErrBadLayer},
+		{"chunk outside", entry(func(e *layers.Entry) { e.Chunks[2].BlobOff = 1 << 20 }), layers.ErrBadLayer},
+		{"chunks that overlap", entry(func(e *layers.Entry) { e.Chunks[2].BlobOff++ }), nil}, // a gap
+		{"chunks that overlap", entry(func(e *layers.Entry) { e.Chunks[2].BlobOff-- }), layers.ErrBadLayer},
+		{"only chunk of another sum", func(im *Image) { im.Layers[0].Index.Entries[7].Chunks[0].Sum = sum("x") }, layers.ErrBadLayer},
+		{"object of two sizes", func(im *Image) { im.Layers[0].Index.Entries[8].Object = im.Layers[0].Index.Entries[3].Object }, layers.ErrBadLayer},
+	} {
+		im := sampleImage()
+		tc.change(im)
+		dir := t.TempDir()
+		_, err := Write(t.Context(), filepath.Join(dir, "index"), im)
+		if !errors.Is(err, tc.want) {
+			t.Errorf("%s: Write = %v, want %v", tc.name, err, tc.want)
+		}
+		if left, _ := os.ReadDir(dir); err != nil && len(left) > 0 {
+			t.Errorf("%s: Write left %v", tc.name, left)
+		}
+	}
+}
+
+func TestWriteEndsWithContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	im := sampleImage()
+	im.Layers[0].Windows = ctxWindows{}
+	if _, err := Write(ctx, filepath.Join(t.TempDir(), "index"), im); !errors.Is(err, context.Canceled) {
+		t.Errorf("Write = %v, want Canceled", err)
+	}
+}
+
+type ctxWindows struct{}
+
+func (ctxWindows) Window(ctx context.Context, _ int) ([]byte, error) { return nil, ctx.Err() }
+
+func TestHeaderCheck(t *testing.T) {
+	im := sampleImage()
+	p, info := write(t, im)
+	h, err := ParseHeader(p, info.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := func() (digest.Digest, []ocispec.Descriptor, []digest.Digest) {
+		var ds []ocispec.Descriptor
+		var ids []digest.Digest
+		for _, l := range im.Layers {
+			ds, ids = append(ds, l.Desc), append(ids, l.DiffID)
+		}
+		return im.Manifest, ds, ids
+	}
+	if err := h.Check(args()); err != nil {
+		t.Errorf("Check = %v", err)
+	}
+	for name, change := range map[string]func(m *digest.Digest, ds *[]ocispec.Descriptor, ids *[]digest.Digest){
+		"manifest": func(m *digest.Digest, _ *[]ocispec.Descriptor, _ *[]digest.Digest) { *m = digest.FromString("x") },
+		"count": func(_ *digest.Digest, ds *[]ocispec.Descriptor, ids *[]digest.Digest) {
+			*ds, *ids = (*ds)[:2], (*ids)[:2]
+		},
+		"digest": func(_ *digest.Digest, ds *[]ocispec.Descriptor, _ *[]digest.Digest) {
+			(*ds)[1].Digest = digest.FromString("x")
+		},
+		"size": func(_ *digest.Digest, ds *[]ocispec.Descriptor, _ *[]digest.Digest) { (*ds)[2].Size++ },
+		"diff ID": func(_ *digest.Digest, _ *[]ocispec.Descriptor, ids *[]digest.Digest) {
+			(*ids)[0] = digest.FromString("x")
+		},
+	} {
+		m, ds, ids := args()
+		change(&m, &ds, &ids)
+		if err := h.Check(m, ds, ids); !errors.Is(err, ErrOtherImage) {
+			t.Errorf("Check with another %s = %v, want ErrOtherImage", name, err)
+		}
+	}
+}
+
+// The tree can be had before the map is there.
+func TestTree(t *testing.T) {
+	im := sampleImage()
+	p, info := write(t, im)
+	h, err := ParseHeader(p[:info.Prefix], info.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := h.Tree(p[:h.TreeEnd(0)], 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := im.Layers[0].Index.Entries
+	for i := range want {
+		want[i].Chunks = nil
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Tree (-want +got):\n%s", diff)
+	}
+	if _, err := h.Tree(p[:h.TreeEnd(0)-1], 0); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("Tree of too few bytes = %v, want ErrCorrupt", err)
+	}
+	if _, err := h.Tree(p, 1); err == nil || h.TreeEnd(1) != 0 {
+		t.Error("a layer that is not mapped has a tree")
+	}
+	if pr, err := h.Profile(p[:h.TreeEnd(0)]); err != nil || !pr.Equal(im.Profile) {
+		t.Errorf("Profile = %v, %v", pr, err)
+	}
+}
+
+func TestNoProfile(t *testing.T) {
+	im := sampleImage()
+	im.Profile = nil
+	p, info := write(t, im)
+	got, err := Parse(p, info.Root)
+	if err != nil || got.Profile != nil {
+		t.Errorf("Parse = profile %v, %v", got.Profile, err)
+	}
+}
+
+// Whatever bytes come in, with sums that are right: no panic, and what is taken
+// is as package layers says and can be written again.
+func FuzzParse(f *testing.F) {
+	p, info := write(f, sampleImage())
+	f.Add(p[:info.Prefix])
+	many, info := write(f, &Image{Manifest: digest.FromString("m"), Layers: []Layer{manyFiles(50)}})
+	f.Add(many[:info.Prefix])
+	z := newEncoder()
+	f.Fuzz(func(t *testing.T, p []byte) {
+		root := reseal(p)
+		h, err := ParseHeader(p, root)
+		if err != nil {
+			if !sentinel(err) {
+				t.Errorf("ParseHeader = %v, which wraps no sentinel", err)
+			}
+			return
+		}
+		for _, s := range h.sections {
+			if s.plain > 16<<20 && s.kind != kindWindows {
+				t.Skip("it only costs time")
+			}
+		}
+		im, err := Parse(p, root)
+		if err != nil {
+			if !sentinel(err) {
+				t.Errorf("Parse = %v, which wraps no sentinel", err)
+			}
+			return
+		}
+		for i := range im.Layers {
+			if l := &im.Layers[i]; l.Mapped() {
+				layerstest.Index(t, l.Index, l.Map.Plain)
+				if err := l.Map.Check(); err != nil {
+					t.Error(err)
+				}
+				again(t, z, l)
+			}
+		}
+	})
+}
+
+// again encodes the tree and the map of l, and decodes them.
+func again(t *testing.T, z *zstd.Encoder, l *Layer) {
+	files, err := findFiles(l.Index.Entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, s, err := encodeTree(z, l.Index.Entries, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, files2, err := decodeTree(p, &s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cols [mapColumns][]byte
+	n, err := encodeChunks(cols[:], l.Index.Entries, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encodeMap(cols[:], l.Map, l.Table)
+	var in [mapColumns]cursor
+	for i, c := range cols {
+		in[i].p = c
+	}
+	var off int64
+	for _, w := range l.Table {
+		if off = w.Off; off > 0 {
+			break
+		}
+	}
+	m, table, err := decodeMap(in[:], off)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := decodeChunks(in[:], entries, files2, n); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(l.Index.Entries, entries) || !reflect.DeepEqual(l.Map, m) || !slices.Equal(l.Table, table) {
+		t.Errorf("again: %s%s%s", cmp.Diff(l.Index.Entries, entries), cmp.Diff(l.Map, m), cmp.Diff(l.Table, table))
+	}
+}
+
+// forge writes an index of one layer without looking at what it says.
+func forge(t *testing.T, entries []layers.Entry, files []file, m *layers.Map) ([]byte, layers.Sum) {
+	t.Helper()
+	w := &writer{z: newEncoder()}
+	w.header.Manifest = digest.FromString("m")
+	w.header.Layers = []LayerInfo{{Desc: desc("l", m.Stored), DiffID: digest.FromString("d")}}
+	tree, s, err := encodeTree(w.z, entries, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.add(&w.trees, s, tree)
+	var cols [mapColumns][]byte
+	n, err := encodeChunks(cols[:], entries, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encodeMap(cols[:], m, make([]Window, len(m.Points)))
+	maps, plain := pack(w.z, 0, cols[:]...)
+	w.add(&w.maps, section{kind: kindMap, records: uint32(n), plain: plain}, maps)
+	w.windows = []section{{kind: kindWindows, records: uint32(len(m.Points)), plain: windowBytes(m)}}
+	if w.spool, err = os.CreateTemp(t.TempDir(), ""); err != nil {
+		t.Fatal(err)
+	}
+	defer w.spool.Close()
+	var b bytes.Buffer
+	info, err := w.writeTo(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes(), info.Root
+}
+
+// Layers that lie, in an index whose sums are all right.
+func TestParseLyingLayer(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(es []layers.Entry, m *layers.Map)
+		want   error
+	}{
+		{"nothing", func([]layers.Entry, *layers.Map) {}, nil},
+		{"name", func(es []layers.Entry, _ *layers.Map) { es[3].Name = "../x" }, ErrCorrupt},
+		{"second root that is a file", func(es []layers.Entry, _ *layers.Map) { es[3].Name = "" }, ErrCorrupt},
+		{"kind", func(es []layers.Entry, _ *layers.Map) { es[1].Kind = 0 }, ErrCorrupt},
+		{"mode", func(es []layers.Entry, _ *layers.Map) { es[1].Mode = 0xffff }, ErrCorrupt},
+		{"nanoseconds", func(es []layers.Entry, _ *layers.Map) { es[1].Nsec = 1e9 }, ErrCorrupt},
+		{"hard link to outside", func(es []layers.Entry, _ *layers.Map) { es[11].Link = "../x" }, ErrCorrupt},
+		{"long link", func(es []layers.Entry, _ *layers.Map) { es[11].Link = strings.Repeat("x", 5000) }, ErrCorrupt},
+		{"xattrs", func(es []layers.Entry, _ *layers.Map) { es[1].Xattrs = []layers.Xattr{{Name: "b"}, {Name: "b"}} }, ErrCorrupt},
+		{"large xattrs", func(es []layers.Entry, _ *layers.Map) {
+			es[1].Xattrs = []layers.Xattr{{Name: "b", Value: strings.Repeat("x", layers.MaxXattrs)}}
+		}, layers.ErrTooLarge},
+		{"no object", func(es []layers.Entry, _ *layers.Map) { es[7].Object, es[7].Chunks[0].Sum = layers.Sum{}, layers.Sum{} }, ErrCorrupt},
+		{"chunk outside", func(es []layers.Entry, m *layers.Map) { m.Plain = 900 << 10 }, ErrCorrupt},
+		{"chunks of two files overlap", func(es []layers.Entry, _ *layers.Map) { es[8].Chunks[0].BlobOff = 4100 }, ErrCorrupt},
+		{"points out of order", func(_ []layers.Entry, m *layers.Map) { m.Points[2].Plain = 1 << 21 }, ErrCorrupt},
+		{"stored point beyond the blob", func(_ []layers.Entry, m *layers.Map) { m.Points[4].Stored = 1 << 30 }, ErrCorrupt},
+		{"large window", func(_ []layers.Entry, m *layers.Map) { m.Points[4].Window = 40 << 10 }, ErrCorrupt},
+		{"bits", func(_ []layers.Entry, m *layers.Map) { m.Points[4].Bits = 8 }, ErrCorrupt},
+		{"mark beyond", func(_ []layers.Entry, m *layers.Map) { m.Marks[1].Plain = 1 << 30 }, ErrCorrupt},
+		{"compression", func(_ []layers.Entry, m *layers.Map) { m.Compression = 7 }, ErrCorrupt},
+		{"no points", func(_ []layers.Entry, m *layers.Map) { m.Points = nil }, ErrCorrupt},
+	} {
+		ix, m := sampleIndex(), sampleMap()
+		files, err := findFiles(ix.Entries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tc.change(ix.Entries, m)
+		for i, f := range files {
+			if ck := ix.Entries[f.entry].Chunks[0]; ck.BlobLen > 0 {
+				files[i].off = ck.BlobOff
+			}
+		}
+		p, root := forge(t, ix.Entries, files, m)
+		if _, err := Parse(p, root); !errors.Is(err, tc.want) {
+			t.Errorf("%s: Parse = %v, want %v", tc.name, err, tc.want)
+		}
+	}
+}
+
+// A blob of another size than the map's.
+func TestParseOtherBlob(t *testing.T) {
+	ix, m := sampleIndex(), sampleMap()
+	files, err := findFiles(ix.Entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, root := forge(t, ix.Entries, files, m)
+	at := bytes.Index(p, binary.AppendUvarint(nil, uint64(m.Stored))) // in the list of layers
+	p[at]++
+	if _, err := Parse(p, reseal(p)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("Parse = %v (root was %v), want ErrCorrupt", err, root)
+	}
 }

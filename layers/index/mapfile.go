@@ -7,10 +7,9 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"os"
-	"strconv"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/snapfs/snapfs/layers"
 )
@@ -124,14 +123,26 @@ func firstWindow(table []Window) int64 {
 // A MapFile is a map that is kept on disk, and its windows. It is safe for use by
 // several goroutines.
 type MapFile struct {
-	base   context.Context // lifetime of fetches
+	base   context.Context // lifetime of fetches: ends with Close
+	stop   context.CancelFunc
 	source Source
 	m      *layers.Map
 	table  []Window
 	from   Blob
 	first  int64 // Off of the first window: where PATH.windows begins
 	file   *os.File
-	flight singleflight.Group // by point
+
+	fetches sync.WaitGroup
+	mu      sync.Mutex // guards what follows, not the file
+	flights map[int]*flight
+	closed  bool
+}
+
+// A flight is a fetch that is under way.
+type flight struct {
+	done chan struct{}
+	p    []byte // when done is closed
+	err  error
 }
 
 var _ layers.Windows = (*MapFile)(nil)
@@ -145,7 +156,7 @@ func OpenMap(base context.Context, path string, source Source) (*MapFile, error)
 	if err != nil {
 		return nil, err
 	}
-	f := &MapFile{base: base, source: source}
+	f := &MapFile{source: source, flights: make(map[int]*flight)}
 	if err := f.decode(p); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -153,6 +164,7 @@ func OpenMap(base context.Context, path string, source Source) (*MapFile, error)
 	if f.file, err = os.OpenFile(path+windowsSuffix, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, err
 	}
+	f.base, f.stop = context.WithCancel(base)
 	return f, nil
 }
 
@@ -202,8 +214,16 @@ func (f *MapFile) decode(p []byte) error {
 	return ended(cols[:])
 }
 
-// Close closes the files. Fetches end with base.
-func (f *MapFile) Close() error { return f.file.Close() }
+// Close ends the fetches that are under way, waits for them and closes the file.
+// Windows are os.ErrClosed then; the map and the table stay.
+func (f *MapFile) Close() error {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.stop()
+	f.fetches.Wait()
+	return f.file.Close()
+}
 
 // Map is the map. The caller must not change it.
 func (f *MapFile) Map() *layers.Map { return f.m }
@@ -228,20 +248,42 @@ func (f *MapFile) Stored(ctx context.Context, i int) ([]byte, error) {
 	if p := f.kept(i); p != nil {
 		return p, nil
 	}
-	if f.source == nil {
-		return nil, fmt.Errorf("%w %d: it is not kept, and there is nowhere to get it from", ErrNoWindow, i)
+	fl, err := f.join(i)
+	if err != nil {
+		return nil, err
 	}
-	// Who comes second waits for the first; nobody's end is another's.
-	ch := f.flight.DoChan(strconv.Itoa(i), func() (any, error) { return f.fetch(f.base, i) })
 	select {
-	case r := <-ch:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.([]byte), nil
+	case <-fl.done:
+		return fl.p, fl.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// join returns the flight of window i. It runs under base: who comes second waits
+// for the first, and nobody's end is another's.
+func (f *MapFile) join(i int) (*flight, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, fmt.Errorf("window %d: %w", i, os.ErrClosed)
+	}
+	if f.source == nil {
+		return nil, fmt.Errorf("%w %d: it is not kept, and there is nowhere to get it from", ErrNoWindow, i)
+	}
+	if fl, ok := f.flights[i]; ok {
+		return fl, nil
+	}
+	fl := &flight{done: make(chan struct{})}
+	f.flights[i] = fl
+	f.fetches.Go(func() {
+		fl.p, fl.err = f.fetch(f.base, i)
+		f.mu.Lock()
+		delete(f.flights, i)
+		f.mu.Unlock()
+		close(fl.done)
+	})
+	return fl, nil
 }
 
 // kept returns the stored window i if it is in the file, nil if not.

@@ -111,6 +111,14 @@ func stored(table []Window) (n int64) {
 	return n
 }
 
+// windowBytes returns how many bytes the windows of a map have.
+func windowBytes(m *layers.Map) (n int64) {
+	for _, p := range m.Points {
+		n += int64(p.Window)
+	}
+	return n
+}
+
 // findFiles lists the files with bytes, and checks entries: what this returns
 // can be written.
 func findFiles(entries []layers.Entry) ([]file, error) {
@@ -200,7 +208,10 @@ func encodeChunks(cols [][]byte, entries []layers.Entry, files []file) (n int64,
 			continue
 		}
 		had[f.object] = had[f.object] || whole
-		for _, ck := range e.Chunks {
+		for j, ck := range e.Chunks {
+			if ck.Sum == (layers.Sum{}) {
+				return 0, fmt.Errorf("%q: chunk %d has no sum", e.Name, j)
+			}
 			sums = append(sums, ck.Sum[:]...)
 		}
 	}
@@ -212,8 +223,7 @@ func appendCut(p []byte, e *layers.Entry, place int64) ([]byte, error) {
 	p = binary.AppendUvarint(p, uint64(len(e.Chunks)))
 	var off int64
 	for i, ck := range e.Chunks {
-		if ck.Off != off || ck.Size <= 0 || ck.Size > layers.MaxChunk || ck.Inner != 0 || ck.Sum == (layers.Sum{}) ||
-			ck.BlobLen != 0 && ck.BlobLen != ck.Size {
+		if ck.Off != off || ck.Size <= 0 || ck.Size > layers.MaxChunk || ck.Inner != 0 || ck.BlobLen != 0 && ck.BlobLen != ck.Size {
 			return nil, fmt.Errorf("%q: chunk %d (%+v) is not one of plain bytes at %d", e.Name, i, ck, off)
 		}
 		off += ck.Size

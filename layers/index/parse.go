@@ -126,6 +126,9 @@ func (h *Header) maps(p []byte, info *LayerInfo, l *Layer, entries []layers.Entr
 	if err == nil && (stored(l.Table) != w.n || len(l.Table) != int(w.records)) {
 		err = fmt.Errorf("%w: windows of %d points in %d bytes, the header says %d in %d", ErrCorrupt, len(l.Table), stored(l.Table), w.records, w.n)
 	}
+	if err == nil && windowBytes(l.Map) != w.plain {
+		err = fmt.Errorf("%w: windows of %d plain bytes, the header says %d", ErrCorrupt, windowBytes(l.Map), w.plain)
+	}
 	if err == nil && l.Map.Stored != info.Desc.Size {
 		err = fmt.Errorf("%w: of a blob of %d bytes, the layer has %d", ErrCorrupt, l.Map.Stored, info.Desc.Size)
 	}

@@ -102,7 +102,7 @@ func (p *Profile) Trim() {
 }
 
 // minWeight is the weight below which Merge forgets an item: with MaxStarts, what
-// every start read is forgotten after 18 that did not, what one start of many
+// every start read is forgotten after 16 that did not, what one start of many
 // read after the next.
 const minWeight = FullWeight / 8
 
@@ -119,7 +119,7 @@ func Merge(old, add *Profile) *Profile {
 		old = &Profile{}
 	}
 	no, na := min(old.Starts, MaxStarts-1), min(max(add.Starts, 1), MaxStarts)
-	mean := func(a, b int64) int64 { return (a*int64(no) + b*int64(na)) / int64(no+na) }
+	mean := func(a, b int64) int64 { return (a*int64(no) + b*int64(na) + int64(no+na)/2) / int64(no+na) }
 	at := make(map[place]int, len(add.Items))
 	for i := range add.Items {
 		at[add.Items[i].place()] = i
@@ -268,7 +268,10 @@ func decodeProfile(p []byte, s *section) (*Profile, error) {
 	if err := ended(cols[:]); err != nil {
 		return nil, err
 	}
-	return pr, pr.Check()
+	if err := pr.Check(); err != nil {
+		return nil, err
+	}
+	return pr, nil
 }
 
 // Equal reports whether two profiles are the same.

@@ -158,7 +158,7 @@ func encodePlaces(z *zstd.Encoder, entries []layers.Entry, files []file) (head u
 	best := math.MaxInt
 	for _, h := range heads {
 		c := appendPlaces(nil, entries, files, int64(h))
-		if n := len(deflate(z, c)); n < best {
+		if n := len(shrink(z, c)); n < best {
 			best, head, col = n, h, c
 		}
 	}

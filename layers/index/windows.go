@@ -16,7 +16,7 @@ import (
 func seal(z *zstd.Encoder, window []byte) []byte {
 	for _, b := range window {
 		if b != 0 {
-			return deflate(z, window)
+			return shrink(z, window)
 		}
 	}
 	return nil
@@ -34,7 +34,7 @@ func (w Window) open(i int, plain int32, stored []byte) ([]byte, error) {
 		return stored, nil
 	}
 	p := make([]byte, plain)
-	if err := inflate(p, stored); err != nil {
+	if err := expand(p, stored); err != nil {
 		return nil, fmt.Errorf("window %d: %w", i, err)
 	}
 	return p, nil

@@ -133,10 +133,7 @@ func (w *writer) mapSection(ctx context.Context, spool io.Writer, l *Layer, i ui
 	p, plain := pack(w.z, 1<<mapChunkSums|1<<mapWindowSum, cols[:]...)
 	s.plain = plain
 	w.add(&w.maps, s, p)
-	win := section{kind: kindWindows, layer: i, records: uint32(len(table)), n: stored(table)}
-	for _, p := range l.Map.Points {
-		win.plain += int64(p.Window)
-	}
+	win := section{kind: kindWindows, layer: i, records: uint32(len(table)), n: stored(table), plain: windowBytes(l.Map)}
 	w.windows = append(w.windows, win)
 	return nil
 }
