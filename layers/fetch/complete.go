@@ -15,28 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sizes of requests in the background, in stored bytes. While readers miss, a
-// request must be short, because theirs shares the line with it.
-const (
-	minUnit  = 256 << 10
-	maxUnit  = 4 << 20
-	busyUnit = 128 << 10
-	// Time of the whole line that one request may take.
-	minPart = 10 * time.Millisecond
-	maxPart = 100 * time.Millisecond
-)
-
 // Complete fetches everything that is missing of layers, in the order of their
 // blobs, and returns when all is in the store and durable. It always gives way
 // to readers. Progress is told how far it is and how far it goes, in bytes of
 // the blobs, from one goroutine at a time; it may be nil. What is there already is not
-// fetched, so after an error Complete goes on where it ended.
+// fetched, so after an error Complete goes on where it ended. It is ErrNoRoom when
+// there shall not be more on disk.
 func (f *Fetcher) Complete(ctx context.Context, keys []string, progress func(have, total int64)) error {
 	ls, err := f.find(keys)
 	if err != nil {
 		return err
 	}
-	c := &completion{f: f, progress: progress, unit: minUnit}
+	c := &completion{f: f, progress: progress, pacer: newPacer(f)}
 	for _, l := range ls {
 		c.total += l.Blob.Size()
 	}
@@ -68,6 +58,7 @@ next:
 // A completion is a call of Complete.
 type completion struct {
 	f        *Fetcher
+	pacer    *pacer
 	progress func(have, total int64)
 	total    int64
 
@@ -75,9 +66,7 @@ type completion struct {
 	before int64 // blob bytes of the layers that are done
 	seen   int64 // end of the last request that ended, in the current layer
 	next   int   // item of the current layer
-	unit   int64
-	least  time.Duration // that a request took
-	err    error         // ends the pass
+	err    error // ends the pass
 }
 
 // passes is how often a layer is gone through before its errors are believed.
@@ -124,7 +113,7 @@ func (c *completion) layer(ctx context.Context, l *layer) error {
 // passing says whether an error may be gone the next time.
 func passing(err error) bool {
 	return !errors.Is(err, context.Canceled) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) &&
-		!errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EIO)
+		!errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EIO) && !errors.Is(err, ErrNoRoom)
 }
 
 func (c *completion) pass(ctx context.Context, l *layer, ord *order) {
@@ -169,48 +158,20 @@ func (c *completion) end(err error) {
 func (c *completion) take(l *layer, ord *order) *request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.f.room() {
+		c.err = cmp.Or(c.err, ErrNoRoom)
+	}
 	if c.err != nil || l.base.Err() != nil {
 		return nil
 	}
 	r := newRequest(l, background)
-	r.unit, r.pace = c.limit, c.pace
-	c.next = c.f.fill(r, ord, c.next, extent{limit: c.bound(), end: math.MaxInt64, multi: true})
+	r.unit, r.pace = c.pacer.limit, c.pacer.pace
+	c.next = c.f.fill(r, ord, c.next, extent{limit: c.pacer.limit(), end: math.MaxInt64, multi: true})
 	if len(r.parts) == 0 {
 		return nil
 	}
 	r.seal()
 	return r
-}
-
-// limit is how many bytes to ask for at once.
-func (c *completion) limit() int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.bound()
-}
-
-// bound is limit with c.mu held.
-func (c *completion) bound() int64 {
-	if c.f.gate.idle() {
-		return c.unit
-	}
-	return min(c.unit, busyUnit)
-}
-
-// pace chooses the size of requests. With three under way, the line is full if
-// each takes half a round trip of it: two come while the third is asked for.
-// More would only make a reader wait.
-func (c *completion) pace(n int64, took time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	took = max(took, time.Microsecond)
-	if c.least == 0 || took < c.least {
-		c.least = took
-	}
-	line := float64(n) / took.Seconds() * float64(c.f.o.Parallel)
-	part := min(maxPart, max(minPart, c.least))
-	want := min(maxUnit, max(minUnit, int64(line*part.Seconds())))
-	c.unit = (3*c.unit + want) / 4
 }
 
 func (c *completion) tell(end int64) {

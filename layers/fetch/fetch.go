@@ -4,8 +4,8 @@
 // A flight is one chunk on its way; whoever else wants that chunk waits for the
 // same flight, each on its own context. A request is one range of a blob with
 // the flights that it serves. Requests pass a gate in the order of their class:
-// a reader waits for it, a reader will probably want it next, or it completes a
-// layer in the background.
+// a reader waits for it, a reader will probably want it next, a start is known to
+// want it, or it completes a layer in the background.
 //
 // A mapped layer is a gzip or zstd layer without a table of contents, for which
 // somebody has recorded where its plain bytes are ([layers.Map]).
@@ -64,6 +64,10 @@ type Options struct {
 	// Parallel is how many requests the background has under way when nobody
 	// reads; 0 is 3: while one waits for its answer, two fill the line.
 	Parallel int
+	// Room says whether what nobody waits for may still be stored; nil is always.
+	// It is asked before every request of the background. What readers wait for is
+	// fetched in any case, and kept if the disk takes it.
+	Room func() bool
 	// Disputed is told of an object of which parts may have been served, when
 	// a layer is added that cuts it in another way. What the kernel caches of
 	// it must be dropped before an image with that layer is mounted: it was
@@ -88,6 +92,8 @@ type Fetcher struct {
 	tails  *tails
 	stats  Stats
 	gen    atomic.Uint64 // counts changes of layers and lies
+
+	recordings atomic.Pointer[[]*Recording] // nil: none
 
 	mu     sync.RWMutex
 	closed bool
@@ -219,6 +225,11 @@ func (f *Fetcher) promised(sum layers.Sum) (int64, bool) {
 // objects.ErrNotCached if no layer has the object.
 func (f *Fetcher) ReadAt(ctx context.Context, sum layers.Sum, p []byte, off int64) (n int, err error) {
 	f.stats.Reads.Add(1)
+	if rs := f.recordings.Load(); rs != nil {
+		for _, r := range *rs {
+			r.touch(&sum, off, int64(len(p)))
+		}
+	}
 	defer func() {
 		f.stats.Served.Add(int64(n))
 		if err != nil && err != io.EOF && ctx.Err() == nil {
@@ -261,6 +272,8 @@ type Stats struct {
 	Requests atomic.Int64 // ranges asked for
 	Fetched  atomic.Int64 // stored bytes that came
 	Kept     atomic.Int64 // plain bytes that went into the store
+	Inserted atomic.Int64 // of those, how many somebody delivered
+	Late     atomic.Int64 // chunks that were to be delivered, and fetched after all
 	Unkept   atomic.Int64 // chunks that could not be stored
 	Errors   atomic.Int64 // calls of ReadAt that failed
 	Lies     atomic.Int64 // objects of a layer with other bytes than promised

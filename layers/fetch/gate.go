@@ -13,6 +13,7 @@ type class int
 const (
 	demand     class = iota // somebody waits for it
 	ahead                   // somebody will probably want it next
+	boot                    // a start will want it: see Prefetch
 	background              // completes a layer
 	classes
 )
@@ -21,12 +22,15 @@ const (
 	maxDemand = 16 // requests at once; bounds memory
 	maxAhead  = 4
 	// busy is how long after a reader's miss the next one is expected. So
-	// long, the background has one small request under way at most.
+	// long, the background has one small request under way at most. A boot
+	// profile has one while a reader waits, and else as many as fill the line:
+	// most of what the start will miss is in it.
 	busy = 250 * time.Millisecond
 )
 
 // A gate lets requests through: any class only when nothing of a class before
 // it waits, and the background only when nothing else is under way.
+// Where that rule has exceptions, they keep the line full.
 type gate struct {
 	parallel int
 
@@ -76,6 +80,14 @@ func (g *gate) leave(c class) {
 	g.pass()
 }
 
+// hold counts a request that does not pass the gate as one of class c, until leave.
+func (g *gate) hold(c class) (leave func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open[c]++
+	return sync.OnceFunc(func() { g.leave(c) })
+}
+
 // pass lets in all who may enter. g.mu is held.
 func (g *gate) pass() {
 	for c := range classes {
@@ -96,8 +108,10 @@ func (g *gate) may(c class) bool {
 		return g.open[demand] < maxDemand
 	case ahead:
 		return g.open[ahead] < maxAhead
+	case boot:
+		return g.open[boot] == 0 || g.open[demand]+g.open[ahead] == 0 && g.open[boot] < g.parallel
 	}
-	if g.open[demand]+g.open[ahead] > 0 {
+	if g.open[demand]+g.open[ahead]+g.open[boot] > 0 {
 		return false
 	}
 	if time.Since(g.last) < busy {
@@ -110,5 +124,5 @@ func (g *gate) may(c class) bool {
 func (g *gate) idle() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.open[demand]+g.open[ahead]+len(g.queue[demand]) == 0 && time.Since(g.last) >= busy
+	return g.open[demand]+g.open[ahead]+g.open[boot]+len(g.queue[demand]) == 0 && time.Since(g.last) >= busy
 }

@@ -320,11 +320,11 @@ func (f *Fetcher) failDecode(r *request, parts []part, err error) {
 
 // along adds all chunks to a request that it brings without one more stored byte.
 func (f *Fetcher) along(r *request) {
-	if r.l.m == nil || r.to == 0 {
+	if r.to == 0 || !f.room() {
 		return
 	}
 	ord := r.l.inOrder()
-	f.fill(r, ord, ord.after(r.begin), extent{limit: r.to - r.from, end: r.to + 1, multi: true})
+	f.fill(r, ord, ord.after(r.first()), extent{limit: r.to - r.from, end: r.to + 1, multi: true})
 }
 
 // timeoutOf is how long one try to read n bytes may take. The link may be slow:

@@ -38,18 +38,24 @@ type object struct {
 	promoted error
 }
 
-// A flight is one chunk on its way. Its other fields may be read when done is closed.
+// A flight is one chunk on its way.
 type flight struct {
-	done chan struct{}
-	r    *request // nil if it began because a reader asked
-	err  error
-	weak bool   // err is of a request that nobody waited for: try again
-	data []byte // only if it could not be kept,
-	lost error  // and why
+	done    chan struct{}
+	r       *request  // nil if it began because a reader asked
+	x       *expected // nil if nobody said that he would deliver it
+	outcome           // when done is closed
 
 	began time.Time
 	errs  []error // of tries that failed
 	tried map[*layer]int
+}
+
+// An outcome is how a flight ended.
+type outcome struct {
+	err  error
+	weak bool   // err is of a request that nobody waited for: try again
+	data []byte // only if it could not be kept,
+	lost error  // and why
 }
 
 // A source is a layer that has an object.
@@ -337,7 +343,7 @@ func (f *Fetcher) orphan(sum layers.Sum) {
 func (f *Fetcher) promote(o *object) error {
 	o.once.Do(func() {
 		o.promoted = o.part.Promote()
-		if _, bad := errors.AsType[*layers.DigestError](o.promoted); bad {
+		if isDigest(o.promoted) {
 			for _, s := range f.from(o) {
 				f.lied(o.sum, s.l, o.promoted)
 			}

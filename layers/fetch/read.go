@@ -101,15 +101,15 @@ func (f *Fetcher) want(o *object, first, end int, c class) []*flight {
 	flights := make([]*flight, end-first)
 	var mine []int
 	for i := range flights {
-		fl, isNew := f.claim(o, first+i, nil)
+		fl, isNew := f.claim(o, first+i, nil, nil)
 		flights[i] = fl
 		switch {
 		case isNew:
 			mine = append(mine, first+i)
 		case fl != nil:
 			f.stats.Waits.Add(1)
-			if fl.r != nil && c == demand {
-				fl.r.rush()
+			if c == demand {
+				fl.rush()
 			}
 		}
 	}
@@ -117,6 +117,16 @@ func (f *Fetcher) want(o *object, first, end int, c class) []*flight {
 		f.launch(o, mine, flights[mine[0]-first:], c)
 	}
 	return flights
+}
+
+// rush says that a reader waits.
+func (fl *flight) rush() {
+	if fl.r != nil {
+		fl.r.rush()
+	}
+	if fl.x != nil {
+		fl.x.rush()
+	}
 }
 
 // launch sends the requests for new flights of an object; flights begins with
@@ -129,14 +139,14 @@ func (f *Fetcher) launch(o *object, mine []int, flights []*flight, c class) {
 	src := f.from(o)
 	if len(src) == 0 {
 		for _, p := range parts {
-			f.land(p, f.none(o.sum))
+			f.land(p, outcome{err: f.none(o.sum)})
 		}
 		return
 	}
 	l := src[0].l
 	if err := l.outage(); err != nil && c == demand {
 		for _, p := range parts {
-			f.land(p, err)
+			f.land(p, outcome{err: err})
 		}
 		return
 	}
@@ -150,8 +160,10 @@ func (f *Fetcher) launch(o *object, mine []int, flights []*flight, c class) {
 		}
 		r.add(p)
 	}
-	for _, r := range reqs {
-		f.along(r)
+	if l.m != nil {
+		for _, r := range reqs {
+			f.along(r)
+		}
 	}
 	if c == demand {
 		f.touch(o, l)
@@ -185,6 +197,9 @@ func (f *Fetcher) touch(o *object, l *layer) {
 // around takes what is near a reader's request along, and begins to read ahead
 // of a reader that goes through the blob in order.
 func (f *Fetcher) around(r *request) {
+	if !f.room() {
+		return
+	}
 	ord := r.l.inOrder()
 	window := r.l.sequential(max(r.from, r.l.near(r.parts[0].ck.BlobOff)), r.to)
 	next := ord.after(r.first())
@@ -262,6 +277,6 @@ func (f *Fetcher) missing(r *request, sum layers.Sum, i int, multi bool) (part, 
 	if at < 0 || len(o.chunks) > 1 && !multi {
 		return part{}, false
 	}
-	fl, isNew := f.claim(o, i, r)
+	fl, isNew := f.claim(o, i, r, nil)
 	return part{o: o, i: i, ck: src[at].chunks[i], fl: fl, extra: true}, isNew
 }

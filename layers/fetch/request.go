@@ -19,6 +19,7 @@ import (
 // A request is one range of a layer's blob, for the flights that it serves.
 type request struct {
 	l        *layer
+	base     context.Context // that of the layer, or shorter
 	class    class
 	from, to int64 // in the blob; to is 0 if nothing is stored
 	parts    []part
@@ -41,7 +42,7 @@ type request struct {
 }
 
 func newRequest(l *layer, c class) *request {
-	return &request{l: l, class: c, hurry: make(chan struct{})}
+	return &request{l: l, base: l.base, class: c, hurry: make(chan struct{})}
 }
 
 // rush tells a request that a reader waits for it.
@@ -105,8 +106,8 @@ func (r *request) fits(off, n, limit int64) bool {
 // claim begins a flight for chunk i of o, or returns the one that there is. It
 // is nil, false if the chunk is there. The caller holds a reference to o; one
 // more belongs to a new flight. r is the request that the flight is for, if
-// that begins without being asked for.
-func (f *Fetcher) claim(o *object, i int, r *request) (fl *flight, isNew bool) {
+// that begins without being asked for; x is not nil if it is to be delivered.
+func (f *Fetcher) claim(o *object, i int, r *request, x *expected) (fl *flight, isNew bool) {
 	o.has(i) // verifies a claim, if it is one, without the lock
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -116,19 +117,29 @@ func (f *Fetcher) claim(o *object, i int, r *request) (fl *flight, isNew bool) {
 	if o.has(i) {
 		return nil, false
 	}
-	fl = &flight{done: make(chan struct{}), r: r, began: time.Now(), tried: make(map[*layer]int)}
+	fl = &flight{done: make(chan struct{}), r: r, x: x, began: time.Now(), tried: make(map[*layer]int)}
 	o.flights[i] = fl
+	if x != nil {
+		x.part = part{o: o, i: i, fl: fl}
+	}
 	f.hold(o)
 	return fl, true
 }
 
-// land ends a flight.
-func (f *Fetcher) land(p part, err error) {
-	p.fl.err = err
+// land ends a flight. Only the first time counts: a chunk may be delivered and
+// fetched at once.
+func (f *Fetcher) land(p part, out outcome) {
 	p.o.mu.Lock()
-	delete(p.o.flights, p.i)
+	landed := p.o.flights[p.i] != p.fl
+	if !landed {
+		delete(p.o.flights, p.i)
+		p.fl.outcome = out
+		close(p.fl.done)
+	}
 	p.o.mu.Unlock()
-	close(p.fl.done)
+	if landed {
+		return
+	}
 	f.release(p.o)
 }
 
@@ -176,7 +187,7 @@ func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, er
 		if r.unit != nil {
 			p = p[:min(int64(len(p)), r.unit())]
 		}
-		ctx, cancel := context.WithTimeout(r.l.base, f.timeoutOf(int64(len(p))))
+		ctx, cancel := context.WithTimeout(r.base, f.timeoutOf(int64(len(p))))
 		f.stats.Requests.Add(1)
 		var m int
 		begin := time.Now()
@@ -193,7 +204,7 @@ func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, er
 			err = nil // it may be io.EOF
 		}
 		if n < len(stored) && err == nil {
-			*leave, err = f.gate.enter(r.l.base, r.class, r.hurry)
+			*leave, err = f.gate.enter(r.base, r.class, r.hurry)
 		}
 	}
 	return n, err
@@ -257,17 +268,13 @@ func (f *Fetcher) decodeRun(r *request, stored []byte, run []part) error {
 // accept takes the decoded bytes of a chunk. Nobody sees them before they were verified.
 func (f *Fetcher) accept(r *request, p part, plain []byte) error {
 	last, err := p.o.keep(p.i, plain)
-	if _, bad := errors.AsType[*layers.DigestError](err); bad {
+	if isDigest(err) {
 		f.fail(r, []part{p}, err)
 		return nil
 	}
 	if err != nil {
-		f.stats.Unkept.Add(1)
-		if f.o.Watch.Unkept != nil {
-			f.o.Watch.Unkept(err)
-		}
-		p.fl.data, p.fl.lost = slices.Clone(plain), err
-		f.land(p, nil)
+		f.unkept(err)
+		f.land(p, outcome{data: slices.Clone(plain), lost: err})
 		return err
 	}
 	f.stats.Kept.Add(int64(len(plain)))
@@ -275,7 +282,7 @@ func (f *Fetcher) accept(r *request, p part, plain []byte) error {
 		f.hold(p.o)
 		defer f.release(p.o)
 	}
-	f.land(p, nil) // before promote, which takes its time
+	f.land(p, outcome{}) // before promote, which takes its time
 	if !last {
 		return nil
 	}
@@ -295,22 +302,31 @@ func (f *Fetcher) fail(r *request, parts []part, err error) {
 			f.lied(p.o.sum, r.l, err)
 		}
 		if p.extra {
-			p.fl.weak = true
-			f.land(p, err)
+			f.land(p, outcome{err: err, weak: true})
 			continue
 		}
 		p.fl.errs = append(p.fl.errs, err)
 		p.fl.tried[r.l]++
 		if !f.start(func() { f.retry(r.class, p) }) {
-			f.land(p, context.Canceled)
+			f.land(p, outcome{err: context.Canceled})
 		}
 	}
 }
 
 // isBad says whether an error is the fault of bytes that are not what was promised.
-func isBad(err error) bool {
-	_, bad := errors.AsType[*layers.DigestError](err)
-	return bad || errors.Is(err, layers.ErrBadLayer)
+func isBad(err error) bool { return isDigest(err) || errors.Is(err, layers.ErrBadLayer) }
+
+func isDigest(err error) bool {
+	_, is := errors.AsType[*layers.DigestError](err)
+	return is
+}
+
+// unkept notes that something could not be stored.
+func (f *Fetcher) unkept(err error) {
+	f.stats.Unkept.Add(1)
+	if f.o.Watch.Unkept != nil {
+		f.o.Watch.Unkept(err)
+	}
 }
 
 // pause is how long to wait before a layer is tried again.
@@ -326,7 +342,7 @@ func (f *Fetcher) retry(c class, p part) {
 				l.down.Store(&outage{time.Now().Add(memory), err})
 			}
 		}
-		f.land(p, err)
+		f.land(p, outcome{err: err})
 		return
 	}
 	s := slices.MinFunc(src, func(a, b source) int { return cmp.Compare(p.fl.tried[a.l], p.fl.tried[b.l]) })

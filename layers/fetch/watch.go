@@ -72,7 +72,7 @@ func (f *Fetcher) Traffic() map[string]int64 {
 
 // A Queue is what requests of one class are doing.
 type Queue struct {
-	Class   string // "demand", "ahead" or "background"
+	Class   string // "demand", "ahead", "boot" or "background"
 	Waiting int    // for their turn
 	Open    int    // under way
 }
@@ -95,6 +95,8 @@ func (c class) String() string {
 		return "demand"
 	case ahead:
 		return "ahead"
+	case boot:
+		return "boot"
 	}
 	return "background"
 }

@@ -113,6 +113,15 @@ func (s *Store) sweepFile(sum layers.Sum, name string, freed *int64) error {
 	return err
 }
 
+// SweepPartials removes parts of objects that are complete by now, and returns
+// how many bytes of disk that freed.
+func (s *Store) SweepPartials() (freed int64, err error) {
+	err = s.exclusive(func() error {
+		return s.sweepPartials(func(layers.Sum) bool { return true }, &freed)
+	})
+	return freed, err
+}
+
 // sweepPartials also removes parts of objects that are complete by now.
 func (s *Store) sweepPartials(keep func(layers.Sum) bool, freed *int64) error {
 	names, err := s.list("partial")
