@@ -1,14 +1,18 @@
 // Package link emulates a slow network path between a client and a server on
 // this machine: a proxy with the bandwidth, the round-trip time and the slow
-// start of a TCP connection over such a path. The kernel need not know netem.
+// start of TCP connections over such a path. The kernel need not know netem.
 //
 // All connections through one Link share its bandwidth, each direction by
-// itself. A connection begins with a window of ten segments (RFC 6928), which
-// doubles every round trip in which it was used up; after a pause it begins again.
+// itself. A connection's handshake takes a round trip. Each direction of it has
+// at most a window of bytes unacknowledged: ten segments at first (RFC 6928),
+// larger by each acknowledged byte while the window is what limits it (slow
+// start, RFC 5681), at most twice what the path holds, ten segments again after
+// a pause (RFC 5681, 4.1). There is no loss.
 package link
 
 import (
 	"context"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -24,6 +28,9 @@ type Link struct {
 	Down, Up atomic.Int64
 	// Connections counts the connections made.
 	Connections atomic.Int64
+	// Arrived, if not nil, is told of each n bytes when they reach the client.
+	// It must not block; connections call it at the same time.
+	Arrived func(n int)
 
 	down, up wire
 }
@@ -58,13 +65,36 @@ func (k *Link) carry(ctx context.Context, client *net.TCPConn, target string) {
 	}
 	server := s.(*net.TCPConn)
 	defer server.Close()
+	// What the kernel buffers here is not under way: a server must feel the window.
+	server.SetReadBuffer(readSize)
 	stop := context.AfterFunc(ctx, func() { client.Close(); server.Close() })
 	defer stop()
 	var both sync.WaitGroup
-	both.Go(func() { k.copy(ctx, server, client, &k.up, &k.Up) })
-	both.Go(func() { k.copy(ctx, client, server, &k.down, &k.Down) })
+	both.Go(func() { k.copy(ctx, server, client, direction{wire: &k.up, count: &k.Up}) })
+	both.Go(func() { k.copy(ctx, client, server, direction{wire: &k.down, count: &k.Down, arrived: k.Arrived}) })
 	both.Wait()
 }
+
+// A direction is one way through a link.
+type direction struct {
+	wire    *wire
+	count   *atomic.Int64
+	arrived func(int)
+}
+
+// A sink is the far end of one direction; closing its writing half ends it.
+type sink interface {
+	io.Writer
+	CloseWrite() error
+}
+
+// A source is the near end of one direction.
+type source interface {
+	io.Reader
+	CloseRead() error
+}
+
+const readSize = 32 << 10
 
 // piece is bytes under way and the time they arrive.
 type piece struct {
@@ -73,7 +103,7 @@ type piece struct {
 }
 
 // copy carries one direction of a connection until its source ends.
-func (k *Link) copy(ctx context.Context, dst, src *net.TCPConn, w *wire, count *atomic.Int64) {
+func (k *Link) copy(ctx context.Context, dst sink, src source, d direction) {
 	under := make(chan piece, 1024)
 	var far sync.WaitGroup
 	far.Go(func() {
@@ -86,18 +116,24 @@ func (k *Link) copy(ctx context.Context, dst, src *net.TCPConn, w *wire, count *
 				}
 				return
 			}
+			if d.arrived != nil {
+				d.arrived(len(p.data))
+			}
 		}
 	})
-	win := window{rtt: k.RTT, max: k.bandwidthDelay()}
+	win := window{rtt: k.RTT, max: k.largestWindow(), size: firstWindow}
 	for {
-		buf := make([]byte, 32<<10)
+		buf := make([]byte, readSize)
 		n, err := src.Read(buf)
-		count.Add(int64(n))
+		d.count.Add(int64(n))
 		for data := buf[:n]; len(data) > 0; {
 			m := win.admit(ctx, len(data))
-			sent := w.send(m, k.BitsPerSecond)
-			sleep(ctx, time.Until(sent)) // a full wire holds the sender back
-			under <- piece{data[:m], sent.Add(k.RTT / 2)}
+			left := d.wire.send(m, k.BitsPerSecond)
+			win.sent(m, left)
+			under <- piece{data[:m], left.Add(k.RTT / 2)}
+			// A full wire holds the sender back, but not so tightly that the
+			// wire is idle when the sender wakes up late.
+			sleep(ctx, time.Until(left)-queue)
 			data = data[m:]
 		}
 		if err != nil {
@@ -108,8 +144,11 @@ func (k *Link) copy(ctx context.Context, dst, src *net.TCPConn, w *wire, count *
 	far.Wait()
 }
 
-// bandwidthDelay is the largest useful window: twice what the path holds.
-func (k *Link) bandwidthDelay() int {
+// queue is how long bytes may wait for the wire.
+const queue = 5 * time.Millisecond
+
+// largestWindow is twice what the path holds.
+func (k *Link) largestWindow() int {
 	if k.BitsPerSecond == 0 {
 		return 16 << 20
 	}
@@ -138,38 +177,66 @@ func (w *wire) send(n int, bits int64) time.Time {
 }
 
 const (
-	segment   = 1460
-	firstSize = 10 * segment
+	segment     = 1460
+	firstWindow = 10 * segment
+	idle        = 200 * time.Millisecond // the least retransmission timeout of Linux (TCP_RTO_MIN)
 )
 
-// A window bounds what a connection sends in one round trip.
+// A window bounds the bytes that are sent and not acknowledged. A byte is
+// acknowledged a round trip after it left.
 type window struct {
-	rtt   time.Duration
-	max   int
-	size  int
-	used  int
-	round time.Time // when the current round trip began
+	rtt       time.Duration
+	size, max int
+	flight    int   // bytes not acknowledged
+	peak      int   // the most of them since peakAt
+	peakAt    time.Time
+	acks      []ack // in the order in which they come
+	last      time.Time
 }
 
-// admit returns how many of n bytes may leave, waiting for the next round trip
-// if the window of this one is used up.
+type ack struct {
+	n  int
+	at time.Time
+}
+
+// admit returns how many of n bytes may be sent, once it is a segment or all of them.
 func (w *window) admit(ctx context.Context, n int) int {
 	if w.rtt == 0 {
 		return n
 	}
-	now := time.Now()
-	if w.size == 0 || now.Sub(w.round) > 4*w.rtt { // new, or idle: begin again
-		w.size, w.used, w.round = firstSize, 0, now
+	w.settle(time.Now())
+	if w.flight == 0 && time.Since(w.last) > max(idle, 2*w.rtt) {
+		w.size = firstWindow
 	}
-	if w.used >= w.size {
-		sleep(ctx, time.Until(w.round.Add(w.rtt)))
-		w.size, w.used, w.round = min(2*w.size, max(w.max, firstSize)), 0, time.Now()
-	} else if now.Sub(w.round) >= w.rtt {
-		w.used, w.round = 0, now
+	for w.size-w.flight < min(n, segment) && sleep(ctx, time.Until(w.acks[0].at)) {
+		w.settle(time.Now())
 	}
-	n = min(n, w.size-w.used)
-	w.used += n
-	return n
+	return max(1, min(n, w.size-w.flight))
+}
+
+// settle takes the acknowledgements that have come.
+func (w *window) settle(now time.Time) {
+	for len(w.acks) > 0 && !w.acks[0].at.After(now) {
+		if w.size < 2*w.peak { // it was in use (Linux, tcp_is_cwnd_limited)
+			w.size = min(w.size+w.acks[0].n, max(w.max, firstWindow))
+		}
+		w.flight -= w.acks[0].n
+		w.acks = w.acks[1:]
+	}
+}
+
+// sent notes n bytes that have left, or will.
+func (w *window) sent(n int, left time.Time) {
+	if w.rtt == 0 {
+		return
+	}
+	w.flight += n
+	if left.Sub(w.peakAt) > w.rtt {
+		w.peak, w.peakAt = 0, left
+	}
+	w.peak = max(w.peak, w.flight)
+	w.acks = append(w.acks, ack{n, left.Add(w.rtt)})
+	w.last = left
 }
 
 // sleep waits for d and tells whether ctx still lives.
