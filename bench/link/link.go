@@ -187,8 +187,8 @@ const (
 type window struct {
 	rtt       time.Duration
 	size, max int
-	flight    int   // bytes not acknowledged
-	peak      int   // the most of them since peakAt
+	flight    int // bytes not acknowledged
+	peak      int // the most of them since peakAt
 	peakAt    time.Time
 	acks      []ack // in the order in which they come
 	last      time.Time

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/bench/disk"
 )
 
 const usage = `usage: pull [flags]
@@ -139,11 +141,11 @@ func (c *config) measure(ctx context.Context, s *system, ref string) (r result, 
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	if !c.sameDisk {
-		disk, err := newDisk(work+".img", work)
+		d, err := disk.New(work+".img", work)
 		if err != nil {
 			return r, err
 		}
-		defer func() { err = errors.Join(err, disk.remove()) }()
+		defer func() { err = errors.Join(err, d.Remove()) }()
 	}
 	d, err := s.start(ctx, work)
 	if d != nil {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/snapfs/snapfs/bench/containerd"
 )
 
 // A system is one way to pull.
@@ -32,7 +34,7 @@ type daemon struct {
 // list returns the systems asked for.
 func (c *config) list(ctx context.Context) (list []*system, err error) {
 	names := strings.Split(c.systems, ",")
-	if slices.ContainsFunc(names, func(n string) bool { return containerdConfigs[n] != "" }) {
+	if slices.ContainsFunc(names, func(n string) bool { return containerd.Settings[n] != "" }) {
 		if err := c.findContainerd(ctx); err != nil {
 			return nil, err
 		}
@@ -43,7 +45,7 @@ func (c *config) list(ctx context.Context) (list []*system, err error) {
 			list = append(list, &system{name, startChild})
 		case name == "ours":
 			list = append(list, &system{name, c.startOurs})
-		case containerdConfigs[name] != "":
+		case containerd.Settings[name] != "":
 			list = append(list, &system{name, func(ctx context.Context, work string) (*daemon, error) {
 				return c.startContainerd(ctx, work, name)
 			}})
