@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -75,9 +76,12 @@ func CheckErofs(ctx context.Context) error {
 }
 
 // Build builds containerd's programs (as cmd/NAME in its repository) from its
-// module into dir/bin, unless PATH has the first of them.
+// module into dir/bin, unless PATH has all of them.
 func Build(ctx context.Context, dir string, programs ...string) error {
-	if _, err := exec.LookPath(programs[0]); err == nil {
+	if !slices.ContainsFunc(programs, func(p string) bool {
+		_, err := exec.LookPath(p)
+		return err != nil
+	}) {
 		return nil
 	}
 	fmt.Fprintf(os.Stderr, "building containerd %s in %s\n", Version, dir)

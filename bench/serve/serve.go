@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -31,8 +32,11 @@ const (
 
 // A Registry is an http.Handler. Its zero value is empty and works.
 type Registry struct {
-	// Seen, if not nil, is told of every request once it is answered. It must not block.
+	// Seen, if not nil, is told of every request twice: when it is understood,
+	// and when it is answered. It must not block.
 	Seen func(Request)
+
+	last atomic.Int64 // request's number
 
 	mu      sync.Mutex
 	repos   map[string]map[string]ocispec.Descriptor // repository → tag or digest → manifest
@@ -41,9 +45,10 @@ type Registry struct {
 	next    int
 }
 
-// A Request is one that was answered.
+// A Request is one to a Registry.
 type Request struct {
-	Begin, End time.Time
+	ID         int64     // the same both times it is seen
+	Begin, End time.Time // End is zero while it is not answered; then Status and Bytes are, too
 	Method     string
 	Repo       string
 	Kind       string // "manifest", "blob", "referrers", "upload" or ""
@@ -93,9 +98,13 @@ type problem struct {
 func (p *problem) Error() string { return p.code + ": " + p.detail }
 
 func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	seen := Request{Begin: time.Now(), Method: r.Method, Range: r.Header.Get("Range")}
+	seen := Request{ID: g.last.Add(1), Begin: time.Now(), Method: r.Method, Range: r.Header.Get("Range")}
+	seen.Kind, seen.Repo, seen.Target = parsePath(r.URL.Path)
+	if g.Seen != nil {
+		g.Seen(seen)
+	}
 	c := &counter{ResponseWriter: w}
-	if err := g.route(c, r, &seen); err != nil {
+	if err := g.route(c, r, seen); err != nil {
 		p, ok := errors.AsType[*problem](err)
 		if !ok {
 			p = &problem{http.StatusInternalServerError, "UNKNOWN", err.Error()}
@@ -110,29 +119,35 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (g *Registry) route(w http.ResponseWriter, r *http.Request, seen *Request) error {
-	match := func(kind string, re *regexp.Regexp) bool {
-		m := re.FindStringSubmatch(r.URL.Path)
-		if m != nil {
-			seen.Kind, seen.Repo, seen.Target = kind, m[1], m[2]
+// parsePath returns the parts of a path of the distribution-spec.
+func parsePath(path string) (kind, repo, target string) {
+	for _, p := range []struct {
+		kind string
+		re   *regexp.Regexp
+	}{{"upload", uploadPath}, {"blob", blobPath}, {"manifest", manifestPath}, {"referrers", referrersPath}} {
+		if m := p.re.FindStringSubmatch(path); m != nil {
+			return p.kind, m[1], m[2]
 		}
-		return m != nil
 	}
+	return "", "", ""
+}
+
+func (g *Registry) route(w http.ResponseWriter, r *http.Request, q Request) error {
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
 	case r.URL.Path == "/v2/" || r.URL.Path == "/v2":
 		w.WriteHeader(http.StatusOK)
 		return nil
-	case match("upload", uploadPath):
-		return g.upload(w, r, seen.Repo, seen.Target)
-	case match("blob", blobPath) && read:
-		return g.getBlob(w, r, digest.Digest(seen.Target))
-	case match("manifest", manifestPath) && read:
-		return g.getManifest(w, r, seen.Repo, seen.Target)
-	case match("manifest", manifestPath) && r.Method == http.MethodPut:
-		return g.putManifest(w, r, seen.Repo, seen.Target)
-	case match("referrers", referrersPath) && read:
-		return g.getReferrers(w, r, seen.Repo, digest.Digest(seen.Target))
+	case q.Kind == "upload":
+		return g.upload(w, r, q.Repo, q.Target)
+	case q.Kind == "blob" && read:
+		return g.getBlob(w, r, digest.Digest(q.Target))
+	case q.Kind == "manifest" && read:
+		return g.getManifest(w, r, q.Repo, q.Target)
+	case q.Kind == "manifest" && r.Method == http.MethodPut:
+		return g.putManifest(w, r, q.Repo, q.Target)
+	case q.Kind == "referrers" && read:
+		return g.getReferrers(w, r, q.Repo, digest.Digest(q.Target))
 	}
 	return &problem{http.StatusMethodNotAllowed, "UNSUPPORTED", r.Method + " " + r.URL.Path}
 }

@@ -117,7 +117,10 @@ func TestPushPullSave(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	last := seen[len(seen)-1]
+	first, last := seen[len(seen)-2], seen[len(seen)-1]
+	if first.ID != last.ID || !first.End.IsZero() || first.Target != "1" {
+		t.Errorf("the last request was first seen as %+v", first)
+	}
 	if last.Method != "PUT" || last.Kind != "manifest" || last.Repo != "a/b" || last.Target != "1" || last.Status != 201 || last.End.Before(last.Begin) {
 		t.Errorf("the last request seen is %+v", last)
 	}

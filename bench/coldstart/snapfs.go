@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+// snapctlClient is our own.
+type snapctlClient struct {
+	n       *node
+	snapctl string
+	socket  string
+}
+
+// startSnapd starts a daemon of ours; settings are added to its configuration.
+func startSnapd(ctx context.Context, n *node, bin, settings string) (*snapctlClient, error) {
+	config := filepath.Join(n.dir, "snapd.toml")
+	if err := os.WriteFile(config, []byte("cgroup_parent = \""+containerCgroup+"\"\n"+settings), 0o600); err != nil {
+		return nil, err
+	}
+	run := filepath.Join(n.dir, "run")
+	c := &snapctlClient{n, filepath.Join(bin, "snapctl"), filepath.Join(run, "snapd.sock")}
+	if err := n.spawn(ctx, c.socket, filepath.Join(bin, "snapd"), "--config", config, "--root", filepath.Join(n.dir, "root"), "--run", run); err != nil {
+		return nil, err
+	}
+	_, err := c.output(ctx, "version")
+	return c, err
+}
+
+func (c *snapctlClient) argv(args ...string) []string {
+	return append([]string{c.snapctl, "--no-autostart", "--host", "unix://" + c.socket}, args...)
+}
+
+func (c *snapctlClient) output(ctx context.Context, args ...string) (string, error) {
+	return c.n.output(ctx, c.argv(args...)...)
+}
+
+// pull does nothing: run asks the registry itself.
+func (c *snapctlClient) pull(context.Context, string) error { return nil }
+
+func (c *snapctlClient) start(name, ref string, t task) (*started, error) {
+	argv := c.argv("run", "--quiet", "--network", "none", "--name", name)
+	detach := t.Ready.Kind == "tcp"
+	if detach {
+		argv = append(argv, "--detach") // so that the end of the command says that there is a process
+	}
+	s, err := c.n.begin(append(append(argv, ref), t.Args...)...)
+	if err == nil {
+		s.detached = detach
+	}
+	return s, err
+}
+
+func (c *snapctlClient) inspect(ctx context.Context, name string) (row control.Container, err error) {
+	_, err = control.Call(ctx, c.socket, control.OpResolve, control.ContainerArgs{ID: name}, &row, nil)
+	return row, err
+}
+
+func (c *snapctlClient) pid(ctx context.Context, name string) (int, error) {
+	row, err := c.inspect(ctx, name)
+	if err == nil && row.Pid == 0 {
+		err = errNoProcess
+	}
+	return row.Pid, err
+}
+
+func (c *snapctlClient) times(ctx context.Context, name string) (usable, running time.Time, err error) {
+	row, err := c.inspect(ctx, name)
+	return row.Created, row.Started, err
+}
+
+func (c *snapctlClient) stop(ctx context.Context, name string, s *started) error {
+	_, err := c.output(ctx, "rm", "-f", name)
+	for n := 0; err != nil && n < 20 && ctx.Err() == nil; n++ { // it may be ending just then
+		time.Sleep(50 * time.Millisecond)
+		_, err = c.output(ctx, "rm", "-f", name)
+	}
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL)
+		<-s.done
+	}
+	return err
+}
+
+// A published state of an image is made on a first node, with these commands
+// of snapctl, and used by a second one. {ref} stands for the image, {name} for a
+// name for a container; {task} for the arguments of its task.
+var publications = map[string][][]string{
+	formIndex: {
+		{"pull", "--wait", "--quiet", "{ref}"},
+		{"index", "--push", "{ref}"},
+	},
+	formProfile: {
+		{"pull", "--wait", "--quiet", "{ref}"},
+		{verbStart},
+		{"index", "--push", "{ref}"},
+	},
+}
+
+// verbStart in publications starts the task as it is measured, waits until it
+// is ready, and stops it.
+const verbStart = "(start)"
+
+// publish carries out what makes a published state of an image.
+func (c *snapctlClient) publish(ctx context.Context, form, ref string, t task) error {
+	for _, step := range publications[form] {
+		if step[0] == verbStart {
+			if err := once(ctx, c, "record", ref, t); err != nil {
+				return err
+			}
+			continue
+		}
+		var args []string
+		for _, a := range step {
+			if a == "{task}" {
+				args = append(args, t.Args...)
+				continue
+			}
+			args = append(args, strings.NewReplacer("{ref}", ref).Replace(a))
+		}
+		if _, err := c.output(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// once starts a task, waits until it is ready, and stops it.
+func once(ctx context.Context, c client, name, ref string, t task) error {
+	s, err := c.start(name, ref, t)
+	if err != nil {
+		return err
+	}
+	_, err = s.untilReady(ctx, t.Ready, func() (int, error) { return c.pid(ctx, name) })
+	if e := c.stop(context.WithoutCancel(ctx), name, s); err == nil {
+		err = e
+	}
+	return err
+}
