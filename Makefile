@@ -2,7 +2,7 @@
 # make run     a demonstration on this machine: a real image, a slow link, a cold and a warm start
 # make test    everything that can be tested here; as root also mounts and containers
 # make lint    gofmt, vet, staticcheck
-# make bench   the benchmarks of bench/ that need no peers (see bench/README.md for the others)
+# make bench   a short comparison of cold starts, and the benchmarks beside the code (see bench/README.md for all of it)
 
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -33,7 +33,9 @@ lint:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
-bench:
+bench: build
+	@scripts/need runc pigz e2fsprogs
+	$(GO) run ./bench/coldstart -short -snapfs bin
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 clean:

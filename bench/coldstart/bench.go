@@ -104,7 +104,7 @@ func (b *bench) programs(ctx context.Context) error {
 func (b *bench) images(ctx context.Context) (err error) {
 	dir := b.conf.corpus
 	if dir == "" {
-		if dir, err = sample(ctx, b.conf.cache); err != nil {
+		if dir, err = makeSample(ctx, b.conf.cache); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,7 @@ func (c *ctrClient) pidFile(name string) string { return filepath.Join(c.n.dir, 
 
 func (c *ctrClient) start(name, ref string, t task) (*started, error) {
 	argv := c.ctr("run", "--rm", "--snapshotter", c.snapshotter, "--cgroup", containerCgroup+"/"+name, "--pid-file", c.pidFile(name), ref, name)
-	return c.n.begin(append(argv, t.Args...)...)
+	return c.n.begin(t.Ready, append(argv, t.Args...)...)
 }
 
 func (c *ctrClient) pid(_ context.Context, name string) (int, error) {

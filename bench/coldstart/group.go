@@ -21,10 +21,11 @@ import (
 // have a cgroup elsewhere. It counts their processor time, those that have ended
 // included, and lets none get away.
 type group struct {
-	dir    string
-	v2     bool
-	launch chan func() // carried out on a thread that is in the group (v1)
-	idle   chan struct{}
+	dir     string
+	mounted string // where its hierarchy is
+	v2      bool
+	launch  chan func() // carried out on a thread that is in the group (v1)
+	idle    chan struct{}
 }
 
 // Names of cgroups, in each hierarchy.
@@ -67,33 +68,60 @@ func hierarchies() (all []string, counts string, v2 bool, err error) {
 	return all, counts, v2, nil
 }
 
-func newGroup() (*group, error) {
+// newGroup makes one of a name that is a path in the hierarchy.
+func newGroup(name string) (*group, error) {
 	_, at, v2, err := hierarchies()
 	if err != nil {
 		return nil, err
 	}
-	g := &group{dir: at + systemCgroup, v2: v2, launch: make(chan func()), idle: make(chan struct{})}
-	if err := os.Mkdir(g.dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
+	g := &group{dir: at + name, mounted: at, v2: v2, launch: make(chan func()), idle: make(chan struct{})}
+	os.Remove(g.dir) // an empty one of a session that was killed
+	if err := os.Mkdir(g.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("is there another session? %w", err)
 	}
-	ready := make(chan error)
+	joined := make(chan error)
 	go func() {
 		defer close(g.idle)
-		runtime.LockOSThread() // never unlocked: the thread ends, and does not leave the group as another's
-		if !v2 {
-			ready <- os.WriteFile(filepath.Join(g.dir, "tasks"), []byte(strconv.Itoa(unix.Gettid())), 0)
-		} else {
-			ready <- nil
-		}
+		runtime.LockOSThread()
+		home, err := g.join()
+		joined <- err
 		for f := range g.launch {
 			f()
 		}
+		if home == "" || err == nil && moveThread(home) == nil {
+			runtime.UnlockOSThread() // else the thread ends here
+		}
 	}()
-	if err := <-ready; err != nil {
+	if err := <-joined; err != nil {
 		close(g.launch)
-		return nil, fmt.Errorf("join %s: %w", g.dir, err)
+		<-g.idle
+		return nil, errors.Join(fmt.Errorf("join %s: %w", g.dir, err), os.Remove(g.dir))
 	}
 	return g, nil
+}
+
+// join moves the calling thread into a group of v1, and returns where it was.
+// Version 2 has no groups of threads; there, start gives the group's descriptor.
+func (g *group) join() (home string, err error) {
+	if g.v2 {
+		return "", nil
+	}
+	b, err := os.ReadFile("/proc/thread-self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) == 3 && strings.Contains(","+f[1]+",", ",cpuacct,") {
+			home = filepath.Join(g.mounted, f[2])
+		}
+	}
+	return home, moveThread(g.dir)
+}
+
+// moveThread moves the calling thread into a group of v1.
+func moveThread(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "tasks"), []byte(strconv.Itoa(unix.Gettid())), 0)
 }
 
 // start starts a command in the group.

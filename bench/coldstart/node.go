@@ -49,7 +49,7 @@ func newNode(work string) (n *node, err error) {
 	if n.disk, err = disk.New(n.dir+".img", n.dir); err != nil {
 		return n, err
 	}
-	n.group, err = newGroup()
+	n.group, err = newGroup(systemCgroup)
 	return n, err
 }
 

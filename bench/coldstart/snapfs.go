@@ -51,7 +51,7 @@ func (c *snapctlClient) start(name, ref string, t task) (*started, error) {
 	if detach {
 		argv = append(argv, "--detach") // so that the end of the command says that there is a process
 	}
-	s, err := c.n.begin(append(append(argv, ref), t.Args...)...)
+	s, err := c.n.begin(t.Ready, append(append(argv, ref), t.Args...)...)
 	if err == nil {
 		s.detached = detach
 	}

@@ -20,8 +20,9 @@ import (
 type started struct {
 	begin    time.Time
 	cmd      *exec.Cmd
-	detached bool      // the process ends once the container runs
-	lines    chan line // of stdout and stderr; closed when both are
+	detached bool           // the process ends once the container runs
+	want     string         // what the line that is waited for contains
+	line     chan time.Time // when it came
 	done     chan struct{}
 	err      error // of the process, once done is closed
 
@@ -29,14 +30,9 @@ type started struct {
 	last []string
 }
 
-type line struct {
-	text string
-	at   time.Time
-}
-
 // begin starts the client in the node's group.
-func (n *node) begin(argv ...string) (*started, error) {
-	s := &started{cmd: n.command(argv...), lines: make(chan line, 1024), done: make(chan struct{})}
+func (n *node) begin(r ready, argv ...string) (*started, error) {
+	s := &started{cmd: n.command(argv...), want: r.Text, line: make(chan time.Time, 2), done: make(chan struct{})}
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -54,28 +50,26 @@ func (n *node) begin(argv ...string) (*started, error) {
 	both.Go(func() { s.read(complaint) })
 	go func() { // ends with the process
 		both.Wait()
-		close(s.lines)
 		s.err = s.cmd.Wait()
 		close(s.done)
 	}()
 	return s, nil
 }
 
-// read passes lines on; nobody need take them.
+// read takes all that is printed, and looks for the line.
 func (s *started) read(r io.Reader) {
 	b := bufio.NewReader(r)
-	for {
+	for found := s.want == ""; ; {
 		text, err := b.ReadString('\n')
+		if !found && strings.Contains(text, s.want) {
+			found = true
+			s.line <- time.Now()
+		}
 		if text != "" {
-			l := line{strings.TrimSuffix(text, "\n"), time.Now()}
 			s.mu.Lock()
-			s.last = append(s.last, l.text)
+			s.last = append(s.last, strings.TrimSuffix(text, "\n"))
 			s.last = s.last[max(0, len(s.last)-5):]
 			s.mu.Unlock()
-			select {
-			case s.lines <- l:
-			default:
-			}
 		}
 		if err != nil {
 			return
@@ -95,23 +89,22 @@ func (s *started) untilReady(ctx context.Context, r ready, pid func() (int, erro
 	if r.Kind == "tcp" {
 		return s.untilOpen(ctx, r.Port, pid)
 	}
-	for {
-		select {
-		case l, ok := <-s.lines:
-			if ok && r.Kind == "line" && strings.Contains(l.text, r.Text) {
-				return l.at, nil
-			}
-			if !ok {
-				<-s.done
-				if r.Kind == "exit" && s.err == nil {
-					return time.Now(), nil
-				}
-				return time.Time{}, fmt.Errorf("ended before it was ready: %v: %s", s.err, s.said())
-			}
-		case <-ctx.Done():
-			return time.Time{}, fmt.Errorf("not ready: %w: %s", context.Cause(ctx), s.said())
-		}
+	select {
+	case at := <-s.line:
+		return at, nil
+	case <-ctx.Done():
+		return time.Time{}, fmt.Errorf("not ready: %w: %s", context.Cause(ctx), s.said())
+	case <-s.done:
 	}
+	select {
+	case at := <-s.line: // it was its last
+		return at, nil
+	default:
+	}
+	if r.Kind == "exit" && s.err == nil {
+		return time.Now(), nil
+	}
+	return time.Time{}, fmt.Errorf("ended before it was ready: %v: %s", s.err, s.said())
 }
 
 // untilOpen connects to a port in another network namespace until it is accepted.
@@ -119,8 +112,15 @@ func (s *started) untilOpen(ctx context.Context, port int, pid func() (int, erro
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread is spoilt by its namespace, and ends
+		runtime.LockOSThread()
+		home, herr := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		at, err = s.probe(ctx, port, pid)
+		if herr == nil && unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread() // else the thread ends here
+		}
+		if herr == nil {
+			unix.Close(home)
+		}
 	}()
 	<-done
 	if err != nil {

@@ -29,6 +29,7 @@ import (
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/snapfs/snapfs/bench/link"
+	"github.com/snapfs/snapfs/bench/sample"
 	"github.com/snapfs/snapfs/layers/registry"
 )
 
@@ -102,16 +103,12 @@ func (d *demo) serveImage(ctx context.Context, serving *sync.WaitGroup) error {
 	if err != nil {
 		cache = d.dir
 	}
-	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
-	if err != nil {
-		return fmt.Errorf("go env GOROOT: %w", err)
-	}
 	layout := filepath.Join(cache, "snapfs", "demo-"+runtime.Version()+"-1")
 	if err := os.MkdirAll(filepath.Dir(layout), 0o755); err != nil {
 		return err
 	}
 	step("making an eStargz image of this machine's Go toolchain (kept in %s)", layout)
-	from, err := makeImage(ctx, layout, strings.TrimSpace(string(out)))
+	from, err := sample.Make(ctx, layout, "demo", true)
 	if err != nil {
 		return fmt.Errorf("make the sample image: %w", err)
 	}
