@@ -1,8 +1,9 @@
 // Package registry goes from a reference to verified documents and random
 // access to stored bytes: [ParseRef] reads a reference, [Registry.Resolve] turns
 // it into an [Image] (manifest and config of one platform, their digests
-// checked), [Registry.Blob] and [Registry.Stream] read layers. A reference names
-// an image in a registry, in an OCI layout, or in an archive; all behave alike.
+// checked), [Registry.Blob] and [Registry.Stream] read layers, and
+// [Registry.Referrers] lists what is attached to an image. A reference names an
+// image in a registry, in an OCI layout, or in an archive; all behave alike.
 //
 // A registry is reached through hosts: the mirrors of containerd's hosts.toml in
 // order, then the registry itself. What one host cannot give, the next is asked
@@ -54,7 +55,10 @@ type Options struct {
 	Timeouts  Timeouts
 	// Parallel is how many ranges of one blob [Registry.Stream] fetches at the
 	// same time. 0 or 1: one request for all of it.
-	Parallel  int
+	Parallel int
+	// Limit bounds what all downloads together take, bytes per second; 0: no
+	// limit. Work under [layers.Background] gets what others leave.
+	Limit     int64
 	UserAgent string // default "snapfs"
 	// SpoolDir holds compressed archives while they are read, in files without
 	// names; default os.TempDir.
@@ -122,6 +126,7 @@ type Registry struct {
 	dial  dialFunc // nil: the system's; for tests
 
 	spares spares
+	limit  *limiter
 
 	base context.Context // ends at Close; parent of work that outlives its first caller
 	stop context.CancelFunc
@@ -150,6 +155,7 @@ func New(opt Options) *Registry {
 		log:   opt.Log,
 		stats: opt.Stats,
 		plain: make(map[string]bool),
+		limit: newLimiter(opt.Limit),
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

@@ -330,10 +330,18 @@ type watched struct {
 
 func (b *watched) Read(p []byte) (int, error) {
 	w := b.w
+	if len(p) == 0 {
+		return b.rc.Read(p)
+	}
+	allowed, err := b.reg.limit.take(b.parent, len(p))
+	if err != nil {
+		return 0, &bodyError{b.from, err}
+	}
 	start := time.Now()
 	w.timer.Reset(max(w.left, time.Millisecond))
-	n, err := b.rc.Read(p)
+	n, err := b.rc.Read(p[:allowed])
 	w.timer.Stop()
+	b.reg.limit.back(allowed - n)
 	b.reg.stats.Bytes.Add(int64(n))
 	w.left -= time.Since(start)
 	if w.got += n; w.got >= minProgress {
