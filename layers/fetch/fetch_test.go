@@ -555,6 +555,51 @@ func TestBackgroundYields(t *testing.T) {
 	}
 }
 
+// What completes a layer is marked for who limits the bandwidth, until a reader
+// waits for it.
+func TestBackgroundIsMarked(t *testing.T) {
+	f := newFetcher(t, Options{})
+	data := random(1000) // one chunk, so one request
+	fx := build(t, [][]byte{data}, 64<<10, 0)
+	begun := make(chan struct{})
+	fx.hook = func(ctx context.Context, _, _ int64) error {
+		is, hurry := layers.IsBackground(ctx)
+		if !is {
+			t.Error("the background is not marked")
+		}
+		close(begun)
+		select {
+		case <-hurry:
+		case <-ctx.Done():
+			t.Error("it was not told of the reader")
+		}
+		return nil
+	}
+	f.Add("a", fx.layer())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := f.Complete(t.Context(), []string{"a"}, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	<-begun
+	if _, err := f.ReadAt(t.Context(), layers.SumOf(data), make([]byte, 10), 0); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	other := build(t, [][]byte{random(1000)}, 64<<10, 0)
+	other.hook = func(ctx context.Context, _, _ int64) error {
+		if is, _ := layers.IsBackground(ctx); is {
+			t.Error("a reader is marked as background")
+		}
+		return nil
+	}
+	f.Add("b", other.layer())
+	if _, err := f.ReadAt(t.Context(), other.entries[0].Object, make([]byte, 10), 0); err != nil {
+		t.Error(err)
+	}
+}
+
 // waiting is how many wait at the gate.
 func (g *gate) waiting(c class) int {
 	g.mu.Lock()

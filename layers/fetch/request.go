@@ -187,7 +187,11 @@ func (f *Fetcher) readRange(r *request, stored []byte, leave *func()) (n int, er
 		if r.unit != nil {
 			p = p[:min(int64(len(p)), r.unit())]
 		}
-		ctx, cancel := context.WithTimeout(r.base, f.timeoutOf(int64(len(p))))
+		base := r.base
+		if r.class == background {
+			base = layers.Background(base, r.hurry)
+		}
+		ctx, cancel := context.WithTimeout(base, f.timeoutOf(int64(len(p))))
 		f.stats.Requests.Add(1)
 		var m int
 		begin := time.Now()
