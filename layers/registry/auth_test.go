@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/snapfs/snapfs/layers"
 )
 
 // A tokenServer gives out tokens of which only the latest generation is good.
@@ -321,10 +323,14 @@ func TestVerify(t *testing.T) {
 		want error
 	}{
 		{"right", img.layers[0], nil},
+		{"flipped", append(bytes.Clone(img.layers[0][:999]), img.layers[0][999]^1), &layers.DigestError{}},
 		{"short", img.layers[0][:999], &SizeError{}},
 		{"long", append(bytes.Clone(img.layers[0]), 1), &SizeError{}},
 	} {
-		_, err := io.ReadAll(Verify(io.NopCloser(bytes.NewReader(c.data)), img.layer(0)))
+		got, err := io.ReadAll(Verify(io.NopCloser(bytes.NewReader(c.data)), img.layer(0)))
 		compare(t, c.name, err, c.want, errors.New(""))
+		if c.name == "flipped" && len(got) == 1000 {
+			t.Error("all of the wrong bytes came before the error")
+		}
 	}
 }

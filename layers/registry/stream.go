@@ -198,9 +198,11 @@ func (s *parallel) Close() error {
 	return nil
 }
 
-// Verify wraps r, the stored bytes of desc from the first on: where io.EOF
-// would come, it returns a *SizeError or *layers.DigestError instead if the
-// bytes were not those of desc. Until then nothing is known of them.
+// Verify wraps r, the stored bytes of desc from the first on: it returns a
+// *layers.DigestError instead of the last of them, or a *SizeError instead of
+// io.EOF, if the bytes were not those of desc. Until then nothing is known of
+// them. Whoever passes them on has then passed on too few, and knows it before
+// the other end can say so.
 func Verify(r io.ReadCloser, desc ocispec.Descriptor) io.ReadCloser {
 	return &verifier{rc: r, desc: desc, h: desc.Digest.Algorithm().Hash()}
 }
@@ -211,6 +213,8 @@ type verifier struct {
 	h    hash.Hash
 	n    int64
 	err  error
+
+	checked bool
 }
 
 func (v *verifier) Read(p []byte) (int, error) {
@@ -222,9 +226,10 @@ func (v *verifier) Read(p []byte) (int, error) {
 	v.n += int64(n)
 	if v.n > v.desc.Size || err == io.EOF && v.n != v.desc.Size {
 		err = &SizeError{From: "blob " + string(v.desc.Digest), Want: v.desc.Size, Got: v.n}
-	} else if err == io.EOF {
+	} else if v.n == v.desc.Size && !v.checked && (n > 0 || err == io.EOF) {
+		v.checked = true
 		if got := digest.NewDigest(v.desc.Digest.Algorithm(), v.h); got != v.desc.Digest {
-			err = &layers.DigestError{Want: v.desc.Digest, Got: got, From: "blob"}
+			n, err = 0, &layers.DigestError{Want: v.desc.Digest, Got: got, From: "blob"}
 		}
 	}
 	v.err = err
