@@ -44,16 +44,7 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 	control.OpEvents: (*daemon).serveEvents,
 	control.OpStop:   simple(func(d *daemon, ctx context.Context, _ struct{}) (any, error) { return nil, d.w.StopDaemon(ctx) }),
 
-	control.OpPull: long(func(d *daemon, ctx context.Context, a control.PullArgs, p func(control.Progress)) (control.Image, error) {
-		k, err := d.images.Pull(ctx, a, p)
-		if err != nil {
-			return control.Image{}, err
-		}
-		if !a.Wait {
-			d.images.Complete(k)
-		}
-		return d.images.Describe(k)
-	}),
+	control.OpPull:   long((*daemon).pull),
 	control.OpImages: simple(func(d *daemon, _ context.Context, _ struct{}) ([]control.Image, error) { return d.images.List() }),
 	control.OpInspect: simple(func(d *daemon, _ context.Context, a control.RefArgs) (*control.ImageDetail, error) {
 		return d.images.Inspect(a.Ref)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,6 +40,7 @@ type Config struct {
 	Index    IndexConfig    `toml:"index"`
 	Disk     DiskConfig     `toml:"disk"`
 	Metrics  MetricsConfig  `toml:"metrics"`
+	Tracing  TracingConfig  `toml:"tracing"`
 }
 
 // LogConfig says what is logged; always to standard error.
@@ -248,7 +250,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := c.Metrics.validate(); err != nil {
+	if err := cmp.Or(c.Metrics.validate(), c.Tracing.validate()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

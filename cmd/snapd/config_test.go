@@ -54,6 +54,7 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"[metrics]\naddress = '0.0.0.0:1'":          "metrics.address",
 		"[metrics]\naddress = '127.0.0.1'":          "HOST:PORT",
 		"[metrics]\nremote = true":                  "metrics.remote",
+		"[tracing]\nendpoint = '127.0.0.1:4318'":    "tracing.endpoint",
 		"[disk]\nlimit = 'much'":                    "line 2",
 		"[registry]\nconnect_timeout = '30'":        "line 2",
 		"[registry]\nstall_timeout = 'a fortnight'": "line 2",

@@ -14,9 +14,9 @@ import (
 	"github.com/snapfs/snapfs/internal/telemetry"
 )
 
-// counters say how the counters of Stats structs are called as metrics, where
+// counterNames say how the counters of Stats structs are called as metrics, where
 // PART_FIELD_total does not say it, and what they mean. One that is not here is told all the same.
-var counters = map[string][2]string{
+var counterNames = map[string][2]string{
 	"fetch.reads":    {"", "Reads of objects that the kernel does not serve by itself."},
 	"fetch.misses":   {"", "Reads that had to wait for the network."},
 	"fetch.waits":    {"", "Reads that waited for a chunk which somebody else had asked for."},
@@ -73,7 +73,7 @@ func (d *daemon) metrics(t *telemetry.Text) {
 	stats := map[string]int64{}
 	d.stats(stats)
 	for _, name := range slices.Sorted(maps.Keys(stats)) {
-		c := counters[name]
+		c := counterNames[name]
 		t.One(prefix+cmp.Or(c[0], strings.ReplaceAll(name, ".", "_")+"_total"), telemetry.Counter, c[1], float64(stats[name]))
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/meter"
+	"github.com/snapfs/snapfs/internal/starts"
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/internal/telemetry"
 	"github.com/snapfs/snapfs/layers"
@@ -38,6 +39,8 @@ type daemon struct {
 	counts     registry.Stats
 	events     *events.Log
 	meter      meter.Meter
+	starts     *starts.Book
+	tracer     *telemetry.Tracer
 	fetcher    *fetch.Fetcher
 	images     *images.Service
 	containers *containers.Service
@@ -86,6 +89,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.runner, err = c.runner(); err != nil {
 		return err
 	}
+	if err := d.observe(ctx); err != nil {
+		return err
+	}
 	if d.store, err = objects.Open(c.Root, objects.Options{Log: d.log}); err != nil {
 		return err
 	}
@@ -102,7 +108,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	d.fetcher = fetch.New(fetch.Options{
 		Store: d.store, Log: d.log,
 		Disputed: func(s layers.Sum) { d.fs.Invalidate(s) }, // d.fs is set before the first layer is added
-		Watch:    fetch.Watch{Waited: d.meter.Waited, Lied: d.lied, Unkept: d.unkept},
+		Watch:    fetch.Watch{Waited: d.waited, Lied: d.lied, Unkept: d.unkept},
 	})
 	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log, Failed: d.readFailed})
 	indexes, err := c.Index.open()
@@ -118,7 +124,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.containers, err = containers.Open(containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Events: d.events, Log: d.log,
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	return err
 }
@@ -148,6 +154,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if c := d.c.Metrics; c.Address != "" {
 		all.Go(func() { telemetry.ServeMetrics(ctx, c.Address, d.metrics, d.log) })
 	}
+	all.Go(func() { d.stopTracing(ctx) })
 	d.begun()
 	if err := d.w.Ready(ctx); err != nil && !errors.Is(err, supervisor.ErrNoSupervisor) && ctx.Err() == nil {
 		cancel(err)

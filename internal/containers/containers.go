@@ -24,6 +24,7 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/internal/starts"
 	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/runtime/cgroups"
 	"github.com/snapfs/snapfs/runtime/monitor"
@@ -42,6 +43,7 @@ type Options struct {
 	Images       *images.Service
 	Spawner      Spawner
 	Events       *events.Log  // nil: nobody is told
+	Starts       *starts.Book // nil: nobody remembers where the time went
 	Log          *slog.Logger // nil: discard
 }
 

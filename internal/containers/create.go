@@ -14,6 +14,7 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/internal/starts"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
@@ -73,14 +74,22 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	if policy == "" {
 		policy = images.PullMissing
 	}
-	image, err := s.Images.Pull(ctx, control.PullArgs{Ref: a.Image, Platform: a.Platform, Policy: policy}, progress)
+	start := s.Starts.Begin(starts.Run, familiar(a.Image))
+	defer func() { start.Failed(err) }()
+	done := start.Phase(starts.Image)
+	image, err := s.Images.Pull(ctx, control.PullArgs{Ref: a.Image, Platform: a.Platform, Policy: policy}, start.Watch(progress))
 	if err != nil {
 		return nil, err
 	}
+	done()
+	start.Image("", string(image.Desc.Digest), image.Layers)
+	done = start.Phase("mount")
 	rootfs, err := s.Images.Rootfs(ctx, image, a.Record)
 	if err != nil {
 		return nil, err
 	}
+	done()
+	done = start.Phase("create")
 	c, err := s.configure(&a, image, rootfs)
 	if err != nil {
 		return nil, err
@@ -91,10 +100,14 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	s.mu.Lock()
 	s.known[c.ID] = c
 	s.mu.Unlock()
+	done()
+	start.Container(c.ID, c.Name)
+	done = start.Phase("monitor")
 	if err := s.spawn(ctx, c); err != nil {
 		s.forget(c.ID)
 		return nil, errors.Join(err, s.erase(c.ID))
 	}
+	done()
 	s.event(events.Create, c)
 	s.Images.Complete(image)
 	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket}, nil
@@ -216,15 +229,35 @@ func (s *Service) Start(ctx context.Context, name string) (*control.Created, err
 	if c == nil {
 		return nil, notFound(name)
 	}
+	start := s.again(c)
 	if !monitor.Alive(s.dir(id)) {
+		done := start.Phase("mount")
 		if err := s.remount(ctx, c); err != nil {
+			start.Failed(err)
 			return nil, err
 		}
+		done()
+		done = start.Phase("monitor")
 		if err := s.spawn(ctx, c); err != nil {
+			start.Failed(err)
 			return nil, err
 		}
+		done()
 	}
 	return &control.Created{ID: id, Name: c.Name, Socket: c.Socket}, nil
+}
+
+// again begins the record of another start of a container; nil if it runs.
+func (s *Service) again(c *monitor.Config) *starts.Start {
+	if st, err := monitor.LoadState(s.dir(c.ID)); err != nil || st.Status == monitor.StatusRunning {
+		return nil
+	}
+	start := s.Starts.Begin(starts.Again, familiar(c.Image))
+	if image, err := s.Images.Get(c.Labels[labelManifest]); err == nil {
+		start.Image("", string(image.Desc.Digest), image.Layers)
+	}
+	start.Container(c.ID, c.Name)
+	return start
 }
 
 // remount sees to it that the container's metadata image is mounted: the

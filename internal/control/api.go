@@ -163,7 +163,7 @@ func (c Counters) Sub(before Counters) Counters {
 // event and is finished by one with Done set.
 type Progress struct {
 	ID     string // layer digest's first 12 hex digits, or "" for a line about the whole
-	Action string // "resolving", "toc", "pulling", "building", "pushing", "converting", …
+	Action string // "resolving", "searching" (for a published index), "indexing", "pulling", "building", "pushing", "converting", …
 	Done   bool
 	Off    int64 // bytes so far
 	Size   int64 // bytes in all; 0 if unknown

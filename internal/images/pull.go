@@ -93,7 +93,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 	defer s.worked.Store(true)
 	began := time.Now()
 	progress(control.Progress{Action: "resolving"})
-	img, src, err := s.resolve(ctx, ref, platform)
+	img, src, err := s.resolve(ctx, ref, platform, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 }
 
 // resolve finds the image, and at the same time the index that was published for it.
-func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string) (*registry.Image, *source, error) {
+func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*registry.Image, *source, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -128,6 +128,8 @@ func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string
 			last = l
 			all.Go(func() {
 				defer close(l.done)
+				progress(control.Progress{Action: "searching"})
+				defer progress(control.Progress{Action: "searching", Done: true})
 				l.source, l.err = s.look(ctx, ref, l.manifest)
 			})
 		},

@@ -33,6 +33,7 @@ type Start struct {
 	layers []string
 	waits  map[string]*control.FileWait // by object
 	spans  []span                       // in order, disjoint
+	inside map[int]bool                 // phases that have not ended
 	ran    bool
 }
 
@@ -48,6 +49,9 @@ func (s *Start) Phase(name string) (done func()) {
 		return func() {}
 	}
 	at := s.open(name, "")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inside[at] = true
 	return func() { s.close(at, 0) }
 }
 
@@ -69,12 +73,13 @@ func (s *Start) close(at int, bytes int64) {
 	if at < 0 || s.ended {
 		return
 	}
+	delete(s.inside, at)
 	p := &s.rec.Phases[at]
 	p.End, p.Bytes = s.since(time.Now()), max(p.Bytes, bytes)
 }
 
 // phases names what a Progress says is being done. What is not here keeps its name.
-var phases = map[string]string{"resolving": "resolve", "indexing": "index", "pulling": "pull", "building": "build", "exists": ""}
+var phases = map[string]string{"resolving": "resolve", "searching": "referrers", "indexing": "index", "pulling": "pull", "building": "build", "exists": ""}
 
 // Watch returns a progress function that makes phases of what it is told, and
 // tells next, which may be nil.
@@ -216,14 +221,19 @@ func (s *Start) Failed(err error) {
 	s.end()
 }
 
-// Pulled ends the record of a pull.
+// Pulled ends the record of a pull; of one that had nothing to do there is none.
 func (s *Start) Pulled() {
 	if s == nil {
 		return
 	}
 	s.mu.Lock()
 	s.rec.Ready = max(1, s.since(time.Now()))
+	known := len(s.rec.Phases) == 0
 	s.mu.Unlock()
+	if known { // nothing was brought in: the last time it was says more
+		s.b.leave(s)
+		return
+	}
 	s.end()
 }
 
@@ -250,6 +260,11 @@ func (s *Start) end() {
 func (s *Start) record() control.Start {
 	r := s.rec
 	r.Phases = slices.Clone(r.Phases)
+	for i := range s.inside { // it fails there, or is there now
+		if i >= 0 {
+			r.Phases[i].End = s.since(time.Now())
+		}
+	}
 	r.Counters = s.b.o.Counters().Sub(s.before)
 	for _, sp := range s.spans {
 		if r.Ready > 0 { // what is waited for afterwards is not the start's

@@ -41,6 +41,10 @@ const (
 	Pull  = "pull"  // an image was brought in, for no container
 )
 
+// Image is the phase in which an image is brought in, if it is not known: all
+// phases that Watch makes are in it.
+const Image = "image"
+
 // Options of a Book. All but Done and Log are needed.
 type Options struct {
 	Dir string // where the records of images are kept
@@ -87,7 +91,7 @@ func (b *Book) begin(kind, ref string, at time.Time) *Start {
 	if b == nil {
 		return nil
 	}
-	s := &Start{b: b, began: at, before: b.o.Counters(), rec: control.Start{Kind: kind, Ref: ref, Began: at.UTC()}, waits: map[string]*control.FileWait{}}
+	s := &Start{b: b, began: at, before: b.o.Counters(), rec: control.Start{Kind: kind, Ref: ref, Began: at.UTC()}, waits: map[string]*control.FileWait{}, inside: map[int]bool{}}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.active = slices.DeleteFunc(b.active, func(o *Start) bool { return time.Since(o.began) > longest })

@@ -160,8 +160,10 @@ func TestFailedStart(t *testing.T) {
 	}
 	s = b.Begin(Run, "debian")
 	s.Image("", digestOf(2), nil)
+	s.Phase("mount") // it ends there
+	time.Sleep(time.Microsecond)
 	s.Failed(errors.New("mount: no room"))
-	if r, ok := b.Image(digestOf(2)); !ok || r.Error != "mount: no room" || r.Ref != "debian" {
+	if r, ok := b.Image(digestOf(2)); !ok || r.Error != "mount: no room" || r.Ref != "debian" || r.Phases[0].End == r.Phases[0].Begin {
 		t.Errorf("%+v, %v", r, ok)
 	}
 }
@@ -170,9 +172,16 @@ func TestPulled(t *testing.T) {
 	b := newBook(t)
 	s := b.Begin(Pull, "debian:1")
 	s.Image("", digestOf(3), nil)
+	s.Phase("resolve")()
 	s.Pulled()
+	again := b.Begin(Pull, "debian:1")
+	again.Image("", digestOf(3), nil)
+	again.Pulled() // it was there
+	if n := b.recording.Load(); n != 0 {
+		t.Errorf("%d are being recorded", n)
+	}
 	r, ok := b.Pulled(digestOf(3))
-	if !ok || r.Ready == 0 || r.Kind != Pull {
+	if !ok || r.Ready == 0 || r.Kind != Pull || len(r.Phases) != 1 {
 		t.Errorf("%+v, %v", r, ok)
 	}
 	if _, ok := b.Image(digestOf(3)); ok {
@@ -326,6 +335,7 @@ func TestOldRecordsGo(t *testing.T) {
 	for i := range maxRecords + 2*pruneEvery {
 		s := b.Begin(Pull, "x")
 		s.Image("", digestOf(i), nil)
+		s.Phase("resolve")()
 		s.Pulled()
 		at := time.Now().Add(time.Duration(i-2000) * time.Second)
 		os.Chtimes(b.imageFile(digestOf(i), Pull), at, at)
