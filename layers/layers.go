@@ -119,8 +119,8 @@ type Entry struct {
 	Xattrs []Xattr // sorted by name
 	Object Sum     // sum of the whole file; of regular files with Size > 0 only
 	// Chunks are the file's bytes in order, without gaps or overlaps. Empty
-	// where the layer has no stored form to read from (it was unpacked, and
-	// all objects are in the store).
+	// where the layer has no stored form to read from (it was unpacked, could
+	// not be mapped, and all objects are in the store).
 	Chunks []Chunk
 }
 
@@ -172,6 +172,8 @@ var (
 	ErrTooLarge = fmt.Errorf("beyond a limit: %w", fs.ErrInvalid)
 	// ErrNoTOC says that a layer cannot start lazily: it has no TOC that its manifest vouches for.
 	ErrNoTOC = errors.New("no table of contents")
+	// ErrLied says that an index that was believed is not that of its layer.
+	ErrLied = errors.New("the index lies")
 )
 
 // A DigestError says that bytes are not what their digest promised. The same
