@@ -98,7 +98,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.nodes, err = objectfs.OpenNodes(filepath.Join(c.Run, "nodes")); err != nil {
 		return err
 	}
-	credentials := registry.DockerCredentials{Paths: c.Registry.DockerConfigs}
+	credentials := registry.DockerCredentials{Paths: c.Registry.DockerConfigs, Exec: d.w.Output, Log: d.log}
 	d.registry = registry.New(registry.Options{
 		Credentials: credentials.Lookup,
 		HostDirs:    c.Registry.ConfigDirs, PlainHTTP: c.Registry.PlainHTTP,

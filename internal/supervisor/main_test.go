@@ -130,6 +130,15 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 				return err
 			}
 			return r.Reply(pid)
+		case "output":
+			out, err := w.Output(ctx, args[0], args[1], []byte(args[2]))
+			if err != nil && len(out) > 0 {
+				err = fmt.Errorf("%w, output %q", err, out)
+			}
+			if err != nil {
+				return err
+			}
+			return r.Reply(string(out))
 		case "status":
 			s, err := w.Status(ctx)
 			if err != nil {

@@ -23,6 +23,7 @@ const (
 	opMount   = "supervisor.mount"   // mountArgs → mountResult
 	opUnmount = "supervisor.unmount" // mountArgs
 	opSpawn   = "supervisor.spawn"   // Process, descriptors → spawned
+	opProgram = "supervisor.program" // programArgs, two descriptors → programEnd
 
 	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors
 )
@@ -50,7 +51,7 @@ type Process struct {
 	File []*os.File `json:"-"` // descriptors 3, 4, …
 }
 
-func (s *supervisor) handle(_ context.Context, r *control.Request) error {
+func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 	switch r.Op {
 	case OpStatus:
 		return r.Reply(s.status())
@@ -66,6 +67,8 @@ func (s *supervisor) handle(_ context.Context, r *control.Request) error {
 		return s.unmountImage(r)
 	case opSpawn:
 		return s.spawn(r)
+	case opProgram:
+		return s.program(ctx, r)
 	}
 	return &control.Error{Code: control.CodeInvalid, Message: "supervisor: unknown operation " + r.Op}
 }

@@ -1,7 +1,7 @@
 // Package supervisor is the process tree of snapd, and the two ends of it:
 //
 //	snapd (supervisor)   holds ROOT/lock, the /dev/fuse descriptor, INIT and the control
-//	  │                  socket; mounts; spawns monitors. [Run]
+//	  │                  socket; mounts; spawns monitors, runs programs. [Run]
 //	  ├─ snapd (worker)  serves FUSE and the control socket; asks the supervisor for
 //	  │                  what it must not do itself. [Attach], [Worker]
 //	  ├─ keeper          holds duplicates for the time when both are dead. Package keeper
@@ -14,7 +14,7 @@
 // mount, on which containers from before do not see the objects they miss.
 //
 //	RUN/snapd.sock       control socket; bound by the supervisor, served by the worker
-//	RUN/supervisor.sock  requests to the supervisor: mount, unmount, spawn, stop, status
+//	RUN/supervisor.sock  requests to the supervisor: mount, unmount, spawn, program, stop, status
 //	RUN/worker.sock      asks a worker to release
 //	RUN/keeper.sock      see package keeper
 //	ROOT/lock            flock shared by supervisor and worker: held as long as either lives

@@ -372,6 +372,86 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// The worker has programs run without forking.
+func TestPrograms(t *testing.T) {
+	b := newTestbed(t)
+	bin := filepath.Join(b.dir, "bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	program := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	pids := filepath.Join(b.dir, "pids")
+	program("echoes", `read s; echo "$1 $s"`)
+	program("fails", `echo why; exit 3`)
+	program("dies", `kill -9 $$`)
+	program("deaf", `echo done`)
+	program("talks", `head -c 3000000 /dev/zero`)
+	program("leaves", `sleep 1000 & echo $! >>`+pids+`; echo left`)
+	program("hangs", `sleep 1000 & echo $$ $! >>`+pids+`; wait`)
+	d := b.start()
+	for _, c := range []struct{ name, stdin, want, fails string }{
+		{"echoes", "server\n", "get server\n", ""},
+		{"fails", "x", "", `fails: exit status 3, output "why\n"`},
+		{"dies", "x", "", "dies: killed"},
+		{"deaf", strings.Repeat("x", 500_000), "done\n", ""},
+		{"talks", "", strings.Repeat("\x00", maxOutput), ""},
+		{"leaves", "", "left\n", ""},
+		{"no-such-program", "", "", "not found"},
+		{"../bin/echoes", "", "", "program"},
+	} {
+		var got string
+		err := d.call("output", &got, c.name, "get", c.stdin)
+		if got != c.want || (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+			t.Errorf("%s: %.100q, %v, want %.100q, %s", c.name, got, err, c.want, c.fails)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	hung := make(chan error, 1)
+	go func() {
+		_, err := control.Call(ctx, Socket(b.run), "output", []string{"hangs", "get", ""}, nil, nil)
+		hung <- err
+	}()
+	var all []string
+	for deadline := time.Now().Add(20 * time.Second); len(all) < 3; {
+		text, _ := os.ReadFile(pids)
+		if all = strings.Fields(string(text)); time.Now().After(deadline) {
+			t.Fatalf("it was not started: %q", text)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-hung; !errors.Is(err, context.Canceled) {
+		t.Errorf("a program that hangs: %v, want Canceled", err)
+	}
+	for i, text := range all {
+		pid, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 { // it is its own master
+			b.kill9(pid)
+		} else if err := waitPid(t.Context(), pid, 10*time.Second); err != nil {
+			t.Errorf("process %d of a program that was given up: %v", pid, err)
+		}
+	}
+	s, err := d.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cmd.Process.Kill()
+	d.wait()
+	if err := d.call("output", nil, "echoes", "get", "x"); !isCode(err, control.CodeUnavailable) {
+		t.Errorf("without a supervisor: %v, want unavailable", err)
+	}
+	b.kill9(s.Worker)
+	b.start().shut()
+}
+
 // An image is mounted once, taken away once, and outlives the daemon if something is in use.
 func TestImages(t *testing.T) {
 	b := newTestbed(t)

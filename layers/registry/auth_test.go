@@ -276,6 +276,7 @@ func TestDockerCredentials(t *testing.T) {
 		fails        bool
 	}{
 		{"auth", "r.example:5000", []string{plain}, "u", "p:q", false},
+		{"directory", "r.example:5000", []string{t.TempDir(), filepath.Dir(plain)}, "u", "p:q", false},
 		{"another port", "r.example", []string{plain}, "", "", false},
 		{"docker hub", "registry-1.docker.io", []string{plain}, "hub", "x", false},
 		{"identity token", "t.example", []string{plain}, "", "it", false},

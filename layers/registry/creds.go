@@ -29,8 +29,8 @@ const (
 // the helper programs it names. The files are read at each lookup, so a login
 // takes effect at once.
 type DockerCredentials struct {
-	// Paths of config.json files; the first that has credentials for a host
-	// counts. nil is DockerConfigPaths().
+	// Paths of config.json files, or of directories that have one; the first that
+	// has credentials for a host counts. nil is DockerConfigPaths().
 	Paths []string
 	// Exec runs a credential helper: a program's name, one argument, stdin;
 	// it returns stdout, also with an error. nil is os/exec. A process that
@@ -89,6 +89,9 @@ func (c *DockerCredentials) Lookup(ctx context.Context, host string) (user, secr
 }
 
 func readDockerConfig(path string) (*configFile, error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		path = filepath.Join(path, "config.json")
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,128 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+const (
+	programTime = 30 * time.Second // for a program to end
+	pipeTime    = time.Second      // for its output to end after it: a child of its own may hold that
+	maxOutput   = 1 << 20          // bytes
+)
+
+type programArgs struct {
+	Name string // in PATH
+	Args []string
+}
+
+type programEnd struct {
+	Status int    // exit status
+	Signal string `json:",omitempty"` // that ended it instead
+}
+
+// program runs a program with the request's two descriptors as standard input
+// and output, waits for its end, and tells its exit status. It is killed, and
+// what it has started with it, when the worker hangs up or it takes too long.
+func (s *supervisor) program(ctx context.Context, r *control.Request) error {
+	var a programArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	if len(r.Files) != 2 || a.Name == "" || strings.ContainsAny(a.Name, "/\x00") {
+		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("program %q with %d descriptors", a.Name, len(r.Files))}
+	}
+	path, err := exec.LookPath(a.Name)
+	if errors.Is(err, exec.ErrNotFound) {
+		return &control.Error{Code: control.CodeNotFound, Message: err.Error()}
+	}
+	if err != nil {
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	pid, end, err := s.kids.start(append([]string{path}, a.Args...), environ(), "/", []*os.File{r.Files[0], r.Files[1], null})
+	if err != nil {
+		return err
+	}
+	closeAll(r.Files...) // so that the other ends of the pipes see the program's
+	r.Files = nil
+	ctx, cancel := context.WithTimeoutCause(ctx, programTime, fmt.Errorf("%s has not ended for %v", a.Name, programTime))
+	defer cancel()
+	select {
+	case status := <-end:
+		e := programEnd{Status: status.ExitStatus()}
+		if status.Signaled() {
+			e.Signal = status.Signal().String()
+		}
+		return r.Reply(e)
+	case <-ctx.Done():
+		s.kids.kill(pid)
+		<-end
+		return context.Cause(ctx)
+	}
+}
+
+// kill ends a child of which nobody has heard the end yet, and its session.
+func (c *children) kill(pid int) {
+	c.mu.Lock() // a child that has not been reaped keeps its number
+	defer c.mu.Unlock()
+	if _, ok := c.ends[pid]; ok {
+		unix.Kill(-pid, unix.SIGKILL)
+	}
+}
+
+// Output has the supervisor run a program of PATH with stdin as its standard
+// input, and returns its standard output, at most 1 MiB of it, also when it
+// failed. The program ends with ctx.
+func (w *Worker) Output(ctx context.Context, name, arg string, stdin []byte) (stdout []byte, err error) {
+	in, inEnd, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	out, outEnd, err := os.Pipe()
+	if err != nil {
+		closeAll(in, inEnd)
+		return nil, err
+	}
+	var ends sync.WaitGroup
+	ends.Go(func() {
+		inEnd.Write(stdin) // a program need not read it
+		inEnd.Close()
+	})
+	ends.Go(func() {
+		defer out.Close()
+		stdout, _ = io.ReadAll(io.LimitReader(out, maxOutput)) // what came counts; the status tells the rest
+		io.Copy(io.Discard, out)
+	})
+	var e programEnd
+	_, err = w.ask(ctx, opProgram, programArgs{name, []string{arg}}, &e, in, outEnd)
+	deadline := time.Now().Add(pipeTime)
+	closeAll(in, outEnd)
+	inEnd.SetWriteDeadline(deadline)
+	out.SetReadDeadline(deadline)
+	ends.Wait()
+	switch {
+	case err != nil:
+		return stdout, fmt.Errorf("%s: %w", name, err)
+	case e.Signal != "":
+		return stdout, fmt.Errorf("%s: %s", name, e.Signal)
+	case e.Status != 0:
+		return stdout, fmt.Errorf("%s: exit status %d", name, e.Status)
+	}
+	return stdout, nil
+}
