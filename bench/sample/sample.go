@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"context"
+	_ "crypto/sha256" // for digest.SHA256
 	"encoding/json"
 	"errors"
 	"fmt"

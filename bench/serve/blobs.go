@@ -206,10 +206,12 @@ func (g *Registry) addFrom(dir, repo, target string, d ocispec.Descriptor) error
 		return err
 	}
 	for _, child := range m.Manifests {
-		if err := g.addFrom(dir, repo, child.Digest.String(), child); err != nil {
+		// A layout may have an image for some of its platforms only.
+		if err := g.addFrom(dir, repo, child.Digest.String(), child); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
+	m.Manifests = nil
 	for _, need := range m.needs() {
 		if _, err := os.Stat(blobFile(dir, need)); err != nil {
 			return err
@@ -239,6 +241,9 @@ func (g *Registry) Copy(repo, tag, toRepo, toTag string) error {
 		return err
 	}
 	for _, child := range m.Manifests {
+		if !g.Has(repo, child.Digest.String()) {
+			continue // another platform's, left out
+		}
 		if err := g.Copy(repo, child.Digest.String(), toRepo, child.Digest.String()); err != nil {
 			return err
 		}
@@ -268,15 +273,20 @@ func (g *Registry) Load(repo, tag string) (d digest.Digest, size int64, err erro
 	if err != nil {
 		return "", 0, err
 	}
+	for _, l := range m.Layers {
+		size += l.Size
+	}
+	children := m.Manifests
+	m.Manifests = nil
 	for _, need := range m.needs() {
 		if _, err := g.bytes(need); err != nil {
 			return "", 0, err
 		}
 	}
-	for _, l := range m.Layers {
-		size += l.Size
-	}
-	for _, child := range m.Manifests {
+	for _, child := range children {
+		if !g.Has(repo, child.Digest.String()) {
+			continue // another platform's, left out
+		}
 		_, n, err := g.Load(repo, child.Digest.String())
 		if err != nil {
 			return "", 0, err
@@ -332,10 +342,14 @@ func (g *Registry) saveBlobs(dir string, d digest.Digest) error {
 		return err
 	}
 	for _, child := range m.Manifests {
+		if !g.has(child.Digest) {
+			continue // another platform's, left out
+		}
 		if err := g.saveBlobs(dir, child.Digest); err != nil {
 			return err
 		}
 	}
+	m.Manifests = nil
 	for _, need := range append(m.needs(), d) {
 		file := blobFile(dir, need)
 		if _, err := os.Stat(file); err == nil {

@@ -7,6 +7,7 @@
 package serve
 
 import (
+	_ "crypto/sha256" // for digest.SHA256
 	"encoding/json"
 	"errors"
 	"fmt"

@@ -126,6 +126,35 @@ func TestPushPullSave(t *testing.T) {
 	}
 }
 
+// TestPlatformsLeftOut: an index may name manifests that a layout does not have.
+func TestPlatformsLeftOut(t *testing.T) {
+	g := new(Registry)
+	host := start(t, g)
+	src := image(t, "a layer", nil)
+	push(t, host, "a:1", src)
+	index, err := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{
+		src.Root.Desc, {MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("another platform's"), Size: 7},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.addManifest("a", "both", ocispec.MediaTypeImageIndex, index)
+	dir := t.TempDir()
+	if err := g.Save(dir, "a", "both", "both"); err != nil {
+		t.Fatal(err)
+	}
+	again := new(Registry)
+	if err := again.AddLayout(dir, func(tag string) (string, string) { return "b", tag }); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Copy("b", "both", "c", "both"); err != nil {
+		t.Fatal(err)
+	}
+	if d, size, err := again.Load("c", "both"); d != digest.FromBytes(index) || size != int64(len("a layer")) || err != nil {
+		t.Errorf("Load = %s, %d, %v", d, size, err)
+	}
+}
+
 func TestReferrers(t *testing.T) {
 	g := new(Registry)
 	host := start(t, g)
