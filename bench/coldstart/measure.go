@@ -15,18 +15,25 @@ func (b *bench) measure(ctx context.Context, s *system, t task, p *path) (r *run
 	if err := b.unfit[[2]string{s.form, t.Image}]; err != nil {
 		return r, err
 	}
+	err = undisturbed(func() error {
+		r = &run{Link: p.name, Image: t.Image, System: s.Name, Load: load()}
+		return b.measureNode(ctx, s, t, p, r)
+	})
+	return r, err
+}
+
+func (b *bench) measureNode(ctx context.Context, s *system, t task, p *path, r *run) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.conf.timeout)
 	defer cancel()
 	n, err := newNode(b.conf.work)
 	if err != nil {
-		return r, err
+		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
-	err = b.measureOn(ctx, n, s, t, p, r)
-	if err != nil {
-		err = fmt.Errorf("%w; %s", err, n.logs())
+	if err := b.measureOn(ctx, n, s, t, p, r); err != nil {
+		return fmt.Errorf("%w; %s", err, n.logs())
 	}
-	return r, err
+	return nil
 }
 
 func (b *bench) measureOn(ctx context.Context, n *node, s *system, t task, p *path, r *run) error {

@@ -213,3 +213,17 @@ func TestCountTouched(t *testing.T) {
 		t.Errorf("countTouched of files that are newer = %+v, %v", got, err)
 	}
 }
+
+func TestUndisturbed(t *testing.T) {
+	before, err := drops()
+	if err != nil {
+		t.Skipf("this kernel does not tell: %v", err)
+	}
+	if before < 0 {
+		t.Errorf("drops = %d", before)
+	}
+	broken := errors.New("broken")
+	if err := undisturbed(func() error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("undisturbed = %v, want %v", err, broken)
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -40,6 +42,50 @@ type touched struct {
 
 // touch measures it.
 func (b *bench) touch(ctx context.Context, t task) (f *touched, err error) {
+	err = undisturbed(func() error {
+		f, err = b.touchOnce(ctx, t)
+		return err
+	})
+	return f, err
+}
+
+// errDisturbed: what was measured is not what was meant.
+var errDisturbed = errors.New("another program drops the page cache all the time")
+
+// undisturbed does something until nobody else drops the page cache meanwhile,
+// a few times at most. f itself must drop it once.
+func undisturbed(f func() error) error {
+	for range 4 {
+		before, err := drops()
+		if err != nil {
+			return err
+		}
+		if err := f(); err != nil {
+			return err
+		}
+		after, err := drops()
+		if err != nil || after <= before+1 {
+			return err
+		}
+	}
+	return errDisturbed
+}
+
+// drops is how often the page cache has been dropped since the machine started.
+func drops() (n int64, err error) {
+	b, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "drop_pagecache "); ok {
+			return strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+		}
+	}
+	return 0, errors.New("/proc/vmstat: no drop_pagecache")
+}
+
+func (b *bench) touchOnce(ctx context.Context, t task) (f *touched, err error) {
 	up := func(ctx context.Context, _ *bench, n *node, _ string) (client, error) {
 		return startContainerd(ctx, n, "overlayfs", containerd.Settings["overlayfs-par"])
 	}
