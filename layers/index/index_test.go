@@ -517,10 +517,7 @@ func again(t *testing.T, z *zstd.Encoder, l *Layer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, s, err := encodeTree(z, l.Index.Entries, files)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, s := encodeTree(z, l.Index.Entries, files)
 	entries, files2, err := decodeTree(p, &s)
 	if err != nil {
 		t.Fatal(err)
@@ -559,10 +556,7 @@ func forge(t *testing.T, entries []layers.Entry, files []file, m *layers.Map) ([
 	w := &writer{z: newEncoder()}
 	w.header.Manifest = digest.FromString("m")
 	w.header.Layers = []LayerInfo{{Desc: desc("l", m.Stored), DiffID: digest.FromString("d")}}
-	tree, s, err := encodeTree(w.z, entries, files)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tree, s := encodeTree(w.z, entries, files)
 	w.add(&w.trees, s, tree)
 	var cols [mapColumns][]byte
 	n, err := encodeChunks(cols[:], entries, files)

@@ -74,7 +74,8 @@ func WriteMap(path string, l *Layer, from Blob) error {
 	if err := l.Map.Check(); err != nil {
 		return err
 	}
-	if err := create(path+windowsSuffix, func(*os.File) error { return nil }); err != nil {
+	// Were it there after a sudden death, no window of it would have the right sum.
+	if err := os.Remove(path + windowsSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return writeMap(path, l.Map, l.Table, from)
@@ -95,7 +96,7 @@ func RemoveMap(path string) error {
 func writeMap(path string, m *layers.Map, table []Window, from Blob) error {
 	var cols [mapColumns][]byte
 	encodeMap(cols[:], m, table)
-	body, plain := pack(newEncoder(), 1<<mapWindowSum, cols[:]...)
+	body, plain := pack(nil, 1<<mapColumns-1, cols[:]...) // as they are: it is written while a container waits
 	body = append(appendText(nil, from.Digest), body...)
 	h := append(make([]byte, 0, mapFileHead), mapMagic...)
 	h = le.AppendUint32(h, mapVersion)

@@ -49,62 +49,79 @@ type attrs struct {
 }
 
 // encodeTree makes a tree section of entries that checkEntry has seen.
-func encodeTree(z *zstd.Encoder, entries []layers.Entry, files []file) ([]byte, section, error) {
+func encodeTree(z *zstd.Encoder, entries []layers.Entry, files []file) ([]byte, section) {
 	s := section{kind: kindTree, records: uint32(len(entries))}
-	var cols [treeColumns][]byte
-	sets := make(map[attrs]uint64)
+	w := treeWriter{sets: make(map[attrs]uint64)}
 	times, place := distinctTimes(entries)
-	last := ""
 	for i := range entries {
 		e := &entries[i]
-		a := attrs{e.Kind, e.Mode, e.UID, e.GID, string(appendXattrs(nil, e.Xattrs))}
-		set, ok := sets[a]
-		if !ok {
-			set = uint64(len(sets))
-			sets[a] = set
-			cols[treeSets] = a.append(cols[treeSets])
-		}
-		n := shared(last, e.Name)
-		last = e.Name
 		s.plain += int64(len(e.Name))
-		cols[treeSet] = binary.AppendUvarint(cols[treeSet], set)
-		cols[treeShared] = binary.AppendUvarint(cols[treeShared], uint64(n))
-		cols[treeNames] = append(append(cols[treeNames], e.Name[n:]...), 0)
-		cols[treeTime] = binary.AppendUvarint(cols[treeTime], place[e.Sec])
-		cols[treeNsec] = binary.AppendUvarint(cols[treeNsec], uint64(e.Nsec))
-		switch e.Kind {
-		case layers.Reg:
-			cols[treeSizes] = binary.AppendUvarint(cols[treeSizes], uint64(e.Size))
-		case layers.Symlink, layers.Hardlink:
-			cols[treeLinks] = append(append(cols[treeLinks], e.Link...), 0)
-		case layers.Char, layers.Block:
-			cols[treeDevices] = binary.AppendUvarint(cols[treeDevices], uint64(e.Major))
-			cols[treeDevices] = binary.AppendUvarint(cols[treeDevices], uint64(e.Minor))
-		}
+		w.entry(e)
+		w.number(treeTime, place[e.Sec])
 	}
 	var before int64
 	for _, t := range times {
-		cols[treeTimes] = binary.AppendVarint(cols[treeTimes], t-before) // wraps around, and back when read
+		w.cols[treeTimes] = binary.AppendVarint(w.cols[treeTimes], t-before) // wraps around, and back when read
 		before = t
 	}
 	var objects int32
 	for _, f := range files {
-		if f.fresh {
-			cols[treeSame] = append(cols[treeSame], 0)
-			cols[treeObjects] = append(cols[treeObjects], entries[f.entry].Object[:]...)
-			objects++
-		} else {
-			cols[treeSame] = binary.AppendUvarint(cols[treeSame], uint64(objects-f.object))
+		if !f.fresh {
+			w.number(treeSame, uint64(objects-f.object))
+			continue
 		}
+		w.number(treeSame, 0)
+		w.cols[treeObjects] = append(w.cols[treeObjects], entries[f.entry].Object[:]...)
+		objects++
 	}
-	head := uint64(0)
-	head, cols[treePlaces] = encodePlaces(z, entries, files)
-	for _, v := range []uint64{uint64(len(entries)), uint64(len(sets)), uint64(len(times)), head} {
-		cols[treeHead] = binary.AppendUvarint(cols[treeHead], v)
+	head, places := encodePlaces(z, entries, files)
+	w.cols[treePlaces] = places
+	for _, v := range []uint64{uint64(len(entries)), uint64(len(w.sets)), uint64(len(times)), head} {
+		w.number(treeHead, v)
 	}
-	stored, plain := pack(z, 1<<treeObjects, cols[:]...)
+	stored, plain := pack(z, 1<<treeObjects, w.cols[:]...)
 	s.plain += plain
-	return stored, s, nil
+	return stored, s
+}
+
+// A treeWriter gathers the columns that each entry has something in.
+type treeWriter struct {
+	cols [treeColumns][]byte
+	sets map[attrs]uint64
+	last string // name of the last entry
+}
+
+func (w *treeWriter) number(col int, v uint64) {
+	w.cols[col] = binary.AppendUvarint(w.cols[col], v)
+}
+
+func (w *treeWriter) text(col int, s string) {
+	w.cols[col] = append(append(w.cols[col], s...), 0)
+}
+
+func (w *treeWriter) entry(e *layers.Entry) {
+	a := attrs{e.Kind, e.Mode, e.UID, e.GID, string(appendXattrs(nil, e.Xattrs))}
+	set, ok := w.sets[a]
+	if !ok {
+		set = uint64(len(w.sets))
+		w.sets[a] = set
+		w.cols[treeSets] = a.append(w.cols[treeSets])
+	}
+	w.number(treeSet, set)
+	n := shared(w.last, e.Name)
+	w.last = e.Name
+	w.number(treeShared, uint64(n))
+	w.text(treeNames, e.Name[n:])
+	w.number(treeNsec, uint64(e.Nsec))
+	switch e.Kind {
+	case layers.Reg:
+		w.number(treeSizes, uint64(e.Size))
+	case layers.Symlink, layers.Hardlink:
+		w.text(treeLinks, e.Link)
+	case layers.Char, layers.Block:
+		w.number(treeDevices, uint64(e.Major))
+		w.number(treeDevices, uint64(e.Minor))
+	}
 }
 
 func distinctTimes(entries []layers.Entry) (times []int64, place map[int64]uint64) {
@@ -189,7 +206,8 @@ func padded(n int64) int64 { return (n + 511) &^ 511 }
 
 // decodeTree reads a tree section. It does not set the entries' chunks.
 func decodeTree(p []byte, s *section) (entries []layers.Entry, files []file, err error) {
-	var cols [treeColumns]cursor
+	var r treeReader
+	cols := &r.cols
 	total, err := unpack(p, s.plain, cols[:])
 	if err != nil {
 		return nil, nil, err
@@ -200,57 +218,68 @@ func decodeTree(p []byte, s *section) (entries []layers.Entry, files []file, err
 	if h.bad || n != int64(s.records) || n > int64(len(cols[treeSet].p)) || nsets > int64(len(cols[treeSets].p)) || ntimes > int64(len(cols[treeTimes].p)) {
 		return nil, nil, fmt.Errorf("%w: %d entries, %d sets of attributes, %d times", ErrCorrupt, n, nsets, ntimes)
 	}
-	sets, err := readSets(&cols[treeSets], nsets)
-	if err != nil {
+	if r.sets, err = readSets(&cols[treeSets], nsets); err != nil {
 		return nil, nil, err
 	}
-	times := make([]int64, ntimes)
+	r.times = make([]int64, ntimes)
 	var sec int64
-	for i := range times {
+	for i := range r.times {
 		sec += cols[treeTimes].varint()
-		times[i] = sec
+		r.times[i] = sec
 	}
 	entries = make([]layers.Entry, n)
 	if err := readNames(entries, &cols[treeShared], &cols[treeNames], s.plain-total); err != nil {
 		return nil, nil, err
 	}
-	links := string(cols[treeLinks].p)
+	r.links = string(cols[treeLinks].p)
 	cols[treeLinks].p = nil
-	var nfiles int
 	for i := range entries {
-		e := &entries[i]
-		set, time := cols[treeSet].uvarint(), cols[treeTime].uvarint()
-		if set >= uint64(len(sets)) || time >= uint64(len(times)) {
-			return nil, nil, fmt.Errorf("%w: %q: set of attributes %d, time %d", ErrCorrupt, e.Name, set, time)
-		}
-		a := &sets[set]
-		e.Kind, e.Mode, e.UID, e.GID, e.Xattrs = a.kind, a.mode, a.uid, a.gid, a.list
-		e.Sec, e.Nsec = times[time], uint32(cols[treeNsec].number(1e9-1))
-		switch e.Kind {
-		case layers.Reg:
-			if e.Size = cols[treeSizes].number(layers.MaxFile); e.Size > 0 {
-				nfiles++
-			}
-		case layers.Symlink, layers.Hardlink:
-			end := strings.IndexByte(links, 0)
-			if end < 0 {
-				return nil, nil, fmt.Errorf("%w: %q: no target", ErrCorrupt, e.Name)
-			}
-			e.Link, links = links[:end], links[end+1:]
-		case layers.Char, layers.Block:
-			e.Major, e.Minor = uint32(cols[treeDevices].number(math.MaxUint32)), uint32(cols[treeDevices].number(math.MaxUint32))
-		}
-		if err := checkEntry(e); err != nil {
+		if err := r.entry(&entries[i]); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 	}
-	if len(links) > 0 {
+	if len(r.links) > 0 {
 		return nil, nil, fmt.Errorf("%w: targets of more links than there are", ErrCorrupt)
 	}
-	if files, err = readFiles(entries, nfiles, head, &cols[treeSame], &cols[treePlaces], &cols[treeObjects]); err != nil {
+	if files, err = readFiles(entries, r.files, head, &cols[treeSame], &cols[treePlaces], &cols[treeObjects]); err != nil {
 		return nil, nil, err
 	}
 	return entries, files, ended(cols[:])
+}
+
+// A treeReader reads the columns that each entry has something in.
+type treeReader struct {
+	cols  [treeColumns]cursor
+	sets  []attrsRead
+	times []int64
+	links string // targets that are not taken yet
+	files int    // regular files with bytes
+}
+
+func (r *treeReader) entry(e *layers.Entry) error {
+	set, time := r.cols[treeSet].uvarint(), r.cols[treeTime].uvarint()
+	if set >= uint64(len(r.sets)) || time >= uint64(len(r.times)) {
+		return fmt.Errorf("%q: set of attributes %d, time %d", e.Name, set, time)
+	}
+	a := &r.sets[set]
+	e.Kind, e.Mode, e.UID, e.GID, e.Xattrs = a.kind, a.mode, a.uid, a.gid, a.list
+	e.Sec, e.Nsec = r.times[time], uint32(r.cols[treeNsec].number(1e9-1))
+	switch e.Kind {
+	case layers.Reg:
+		if e.Size = r.cols[treeSizes].number(layers.MaxFile); e.Size > 0 {
+			r.files++
+		}
+	case layers.Symlink, layers.Hardlink:
+		end := strings.IndexByte(r.links, 0)
+		if end < 0 {
+			return fmt.Errorf("%q: no target", e.Name)
+		}
+		e.Link, r.links = r.links[:end], r.links[end+1:]
+	case layers.Char, layers.Block:
+		d := &r.cols[treeDevices]
+		e.Major, e.Minor = uint32(d.number(math.MaxUint32)), uint32(d.number(math.MaxUint32))
+	}
+	return checkEntry(e)
 }
 
 type attrsRead struct {

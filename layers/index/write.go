@@ -103,10 +103,7 @@ func (w *writer) layer(ctx context.Context, spool io.Writer, l *Layer, i uint16)
 	if err != nil {
 		return badLayer(err)
 	}
-	tree, s, err := encodeTree(w.z, entries, files)
-	if err != nil {
-		return err
-	}
+	tree, s := encodeTree(w.z, entries, files)
 	s.layer = i
 	w.add(&w.trees, s, tree)
 	return w.mapSection(ctx, spool, l, i, files)
