@@ -26,6 +26,8 @@ type plan struct {
 	hosts []*try
 	last  time.Time // of the start or of progress
 	cur   *try
+
+	patience time.Duration // without progress
 }
 
 // A try is what a plan knows of one host.
@@ -39,7 +41,7 @@ type try struct {
 
 // plan begins a plan over the hosts that can do what caps says.
 func (rp *repo) plan(caps docker.HostCapabilities) (*plan, error) {
-	p := &plan{rp: rp, last: time.Now()}
+	p := &plan{rp: rp, last: time.Now(), patience: rp.reg.opt.Timeouts.NoProgress}
 	for _, h := range rp.hosts {
 		if h.Capabilities.Has(caps) {
 			p.hosts = append(p.hosts, &try{repoHost: h})
@@ -54,9 +56,8 @@ func (rp *repo) plan(caps docker.HostCapabilities) (*plan, error) {
 // next returns the host to ask, after any pause it needs, and until when it may
 // keep silent. It fails when no host is left, or patience is.
 func (p *plan) next(ctx context.Context) (*repoHost, time.Time, error) {
-	t := p.rp.reg.opt.Timeouts
 	now := time.Now()
-	deadline := p.last.Add(t.NoProgress)
+	deadline := p.last.Add(p.patience)
 	best := p.pick(now)
 	if best == nil {
 		return nil, deadline, p.give()
@@ -149,7 +150,7 @@ func (p *plan) give() error {
 	}
 	switch len(errs) {
 	case 0:
-		return fmt.Errorf("%s: %w: no answer for %v", p.rp.domain, ErrUnavailable, p.rp.reg.opt.Timeouts.NoProgress)
+		return fmt.Errorf("%s: %w: no answer for %v", p.rp.domain, ErrUnavailable, p.patience)
 	case 1:
 		return errs[0]
 	}

@@ -26,6 +26,10 @@ const (
 	maxReferrers = 4096 // of one manifest, that are kept
 	maxPages     = 32   // of a list of referrers
 	maxLookups   = 16   // artifact manifests fetched because a list does not say enough of them
+
+	// referrersPatience is how long a list is tried for: an image can be used
+	// without what is attached to it, and somebody waits for its start.
+	referrersPatience = 6 * time.Second
 )
 
 // Referrers returns what is attached to the manifest subject in the repository or
@@ -38,7 +42,8 @@ const (
 // A registry is asked by the referrers API, and where it has none, for the tag
 // that stands in for it (distribution-spec 1.1, "Listing Referrers" and
 // "Referrers Tag Schema"). Which it is, is remembered per host; until it is
-// known, both are asked at the same time, to save a round trip.
+// known, both are asked at the same time, to save a round trip. A registry that
+// is out of order is given six seconds.
 func (r *Registry) Referrers(ctx context.Context, ref Ref, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
 	if err := subject.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: referrers: %w", ref, badDigest("the manifest", subject))
@@ -300,6 +305,7 @@ func (s *remote) referrers(ctx context.Context, subject digest.Digest, artifactT
 	if err != nil {
 		return nil, err
 	}
+	p.patience = min(p.patience, referrersPatience)
 	var found []ocispec.Descriptor
 	err = p.run(ctx, func(h *repoHost, deadline time.Time) (int64, error) {
 		found, err = list(h, ctx, deadline, subject, artifactType)

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -640,6 +641,29 @@ func FuzzParseReferrers(f *testing.F) {
 		}
 		if err != nil || len(again) > n || len(again) < len(list) {
 			t.Errorf("after addReferrer to %q: %d entries, %v, want %d", raw, len(again), err, n)
+		}
+	})
+}
+
+func FuzzChallenge(f *testing.F) {
+	f.Add(`Bearer realm="https://auth.example/token",service="x",scope="repository:a/b:pull",error="invalid_token"`)
+	f.Add(`Basic realm="a\"b\\c"`)
+	f.Fuzz(func(t *testing.T, text string) {
+		c := challengeOf(http.Header{"Www-Authenticate": {text}})
+		if c == nil {
+			return
+		}
+		var want, got map[string]string
+		for _, ch := range auth.ParseAuthHeader(http.Header{"Www-Authenticate": {text}}) {
+			if want == nil && (ch.Scheme == auth.BasicAuth || ch.Scheme == auth.BearerAuth) {
+				want = ch.Parameters
+			}
+		}
+		for _, ch := range auth.ParseAuthHeader(*c) {
+			got = ch.Parameters
+		}
+		if got["realm"] != want["realm"] || got["service"] != "" && got["service"] != want["service"] || got["scope"] != "" || got["error"] != "" {
+			t.Errorf("challengeOf(%q) = %q, so %q, want %q", text, *c, got, want)
 		}
 	})
 }

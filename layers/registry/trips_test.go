@@ -405,6 +405,29 @@ func certsDir(t *testing.T, dir string, s *httptest.Server) string {
 	return dir
 }
 
+// TestReferrersPatience: a registry that is out of order holds nobody up for long.
+func TestReferrersPatience(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"broken": func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) },
+		"silent": func(w http.ResponseWriter, r *http.Request) { wait(r) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var net network
+			s := net.serve("example.com:80", false, h)
+			r := New(Options{HostDirs: []string{t.TempDir()}, PlainHTTP: []string{"example.com"}})
+			r.dial = net.dial
+			defer net.wires.Wait()
+			defer s.Close()
+			defer r.Close()
+			start := time.Now()
+			_, err := r.Referrers(t.Context(), mustRef(t, "example.com/a/b:v1"), someDigest, "")
+			if d := time.Since(start); !errors.Is(err, ErrUnavailable) || d > referrersPatience+2*time.Second {
+				t.Errorf("%s: Referrers = %v after %v", name, err, d)
+			}
+		})
+	}
+}
+
 // TestSpares: a spare connection is used once, not when the other end has closed
 // it, and not for ever.
 func TestSpares(t *testing.T) {
