@@ -148,13 +148,12 @@ func trips(start time.Time) float64 { return float64(time.Since(start)) / float6
 // A world is a registry "example.com" with an index of two platforms, an
 // artifact attached to one of them, and what else a test needs.
 type world struct {
-	net     network
-	img     *testImage
-	index   []byte // the artifact's blobs
-	bundle  []byte
-	servers []*httptest.Server
-	mu      sync.Mutex
-	log     []string
+	net    network
+	img    *testImage
+	index  []byte // the artifact's blobs
+	bundle []byte
+	mu     sync.Mutex
+	log    []string
 }
 
 // hub is the registry's handler: a test registry with the image in repositories a/b and c/d.
@@ -259,7 +258,7 @@ func TestConnections(t *testing.T) {
 		fault(w, r, n)
 		if _, _, ok := r.BasicAuth(); !ok {
 			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
-			http.Error(w, "who are you?", 401)
+			http.Error(w, "who are you?", http.StatusUnauthorized)
 			return true
 		}
 		if isBlob(r) {
@@ -303,8 +302,8 @@ func TestRoundTrips(t *testing.T) {
 		first, second, again   float64 // trips: cold; another repository of the host; the same once more
 		conns                  map[string]int
 	}{
-		{"HTTP/1.1", false, true, false, false, 5, 4, 4, map[string]int{plain: 3}},
-		{"HTTP/1.1 without the API", false, false, false, false, 5, 4, 4, map[string]int{plain: 3}},
+		{"HTTP/1.1", false, true, false, false, 5, 4, 4, map[string]int{plain: 1 + spareConns}},
+		{"HTTP/1.1 without the API", false, false, false, false, 5, 4, 4, map[string]int{plain: 1 + spareConns}},
 		{"HTTP/2", true, true, false, false, 1 + 5, 4, 4, map[string]int{hub443: 1}},
 		// The CDN: the redirect, connect, handshake. The data, known to be there, cost one as
 		// ever; in the second repository only the redirect is new.
@@ -372,8 +371,8 @@ func TestRoundTrips(t *testing.T) {
 					t.Errorf("%d tokens for two repositories", n)
 				}
 				for addr, n := range c.conns {
-					if got := w.net.count[addr]; got != n {
-						t.Errorf("%d connections to %s, want %d", got, addr, n)
+					if got := w.net.count[addr]; got > n {
+						t.Errorf("%d connections to %s, want %d at most", got, addr, n)
 					}
 				}
 			})
