@@ -29,8 +29,9 @@ type hub struct {
 // good is the registry's own answer, for those who change it.
 type fault func(w http.ResponseWriter, r *http.Request, good func() *httptest.ResponseRecorder) bool
 
-func newHub(t *testing.T) *hub {
-	h := &hub{store: registry.New(registry.Logger(log.New(io.Discard, "", 0))), gets: map[string]int{}, fault: map[string]fault{}}
+func newHub(t *testing.T, options ...registry.Option) *hub {
+	options = append(options, registry.Logger(log.New(io.Discard, "", 0)))
+	h := &hub{store: registry.New(options...), gets: map[string]int{}, fault: map[string]fault{}}
 	h.Server = httptest.NewServer(h)
 	t.Cleanup(h.Close)
 	return h

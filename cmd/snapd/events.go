@@ -57,6 +57,9 @@ func (d *daemon) readFailed(s layers.Sum, off int64, err error) {
 func (d *daemon) lied(layer string, s layers.Sum, err error) {
 	d.events.Emit(control.Event{Type: events.Fetch, Action: events.Lie, ID: string(s.Digest()),
 		Attributes: events.Attrs("layer", layer, "image", d.imagesWith([]string{layer}), "error", err)})
+	if d.images != nil {
+		d.images.Lied(layer, s, err)
+	}
 }
 
 // unkept tells that fetched bytes could not be kept.

@@ -84,7 +84,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	done()
 	start.Image("", string(image.Desc.Digest), image.Layers)
 	done = start.Phase("mount")
-	rootfs, err := s.Images.Rootfs(ctx, image, a.Record)
+	rootfs, err := s.Images.Rootfs(ctx, image, a.Record || s.Images.Recordable(image))
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ const (
 	Publish    = "publish"    // its index was sent to the registry: digest
 	Push       = "push"       // target, digest
 	Tag        = "tag"        // target
-	Quarantine = "quarantine" // its index lied, nothing is started on it: layer, object, chunk, error
+	Quarantine = "quarantine" // its index lied, nothing is started on it: layer, object, error
 	Remove     = "remove"     // of an image: a name; of a container: all of it
 
 	Create = "create" // containers have image and name

@@ -3,6 +3,7 @@ package images
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/tarindex"
 )
 
 // Complete fetches the rest of an image in the background, if the daemon is
@@ -21,6 +24,7 @@ func (s *Service) Complete(k *Known) {
 		return
 	}
 	s.background.Go(func() {
+		s.booting.wait(s.base, k.Desc.Digest)
 		if err := s.CompleteNow(s.base, k, nil); err != nil && s.base.Err() == nil {
 			s.Log.Warn("image is not complete; what is missing is fetched when it is read", "ref", k.Ref, "err", err)
 		}
@@ -103,9 +107,7 @@ func (s *Service) completeLayer(ctx context.Context, key string, progress func(c
 	if err := s.db.View(func(tx *bolt.Tx) error { return get(tx, "layers", key, &row) }); err != nil {
 		return ignoreMissing(err) // it was removed meanwhile
 	}
-	if err := s.Fetcher.Complete(ctx, []string{key}, func(have, total int64) {
-		progress(control.Progress{ID: short(row.Desc.Digest), Action: "pulling", Off: have, Size: total})
-	}); err != nil {
+	if err := s.prove(ctx, key, &row, progress); err != nil {
 		return err
 	}
 	if err := s.db.Update(func(tx *bolt.Tx) error {
@@ -115,4 +117,56 @@ func (s *Service) completeLayer(ctx context.Context, key string, progress func(c
 	}
 	progress(control.Progress{ID: short(row.Desc.Digest), Action: "pulling", Done: true})
 	return nil
+}
+
+// prove completes a layer by all of its stored bytes, from the first to the
+// last: what readers have fetched of it already comes a second time. In exchange
+// the blob's digest and the diff ID are proven, and of a mapped layer everything
+// that its index says; and small files go into a pack, which costs a fraction of
+// what files of their own do.
+func (s *Service) prove(ctx context.Context, key string, row *layerRow, progress func(control.Progress)) error {
+	defer s.Store.Hold()()
+	r, err := s.Fetcher.Stream(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	u, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: pulling(row.Desc, progress)})
+	if err != nil {
+		s.suspect(key, row, err)
+		return err
+	}
+	defer u.Close()
+	if row.Mapped {
+		if err := s.compare(key, u); err != nil {
+			s.suspect(key, row, err)
+			return err
+		}
+	}
+	return s.Store.Barrier(ctx)
+}
+
+// compare compares what a layer holds with what its index says.
+func (s *Service) compare(key string, u *tarindex.Unpacked) error {
+	claim, err := s.index(key, nil, 0)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	h := s.open[key]
+	s.mu.Unlock()
+	if h == nil || h.maps == nil {
+		return nil // it was removed meanwhile
+	}
+	return tarindex.Compare(claim, h.maps.Map(), u)
+}
+
+// suspect quarantines the images of a layer, if an error of proving it says that
+// the index or the diff ID lies. That the registry sends another blob does not.
+func (s *Service) suspect(key string, row *layerRow, err error) {
+	d, wrong := errors.AsType[*layers.DigestError](err)
+	wrong = wrong && d.Want == row.DiffID
+	if wrong || errors.Is(err, layers.ErrLied) || row.Origin == OriginPublished && errors.Is(err, layers.ErrTooLarge) {
+		s.Lied(key, layers.Sum{}, err)
+	}
 }

@@ -90,6 +90,9 @@ type Service struct {
 	trees      flights[*treeRow]
 	completing flights[struct{}]
 	surveyed   survey
+	booting    booting
+	starts     starts
+	misses     sync.Map // layer key → time.Time of the last read that waited
 	background sync.WaitGroup
 	worked     atomic.Bool   // something was pulled or built since memory was given back
 	unpacking  chan struct{} // has room for as many layers as are unpacked at once

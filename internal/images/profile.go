@@ -11,7 +11,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/snapfs/snapfs/internal/control"
-	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/index"
 )
 
@@ -85,22 +84,4 @@ func (s *Service) sweepProfiles() error {
 		}
 	}
 	return err
-}
-
-// chunk finds a chunk of an image's object by its number.
-func (s *Service) chunk(keys []string, object layers.Sum, i int) (layers.Chunk, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, key := range keys {
-		h := s.open[key]
-		if h == nil {
-			continue
-		}
-		ref, ok := h.index.Lookup(object)
-		if !ok || i >= ref.NumChunks() {
-			continue
-		}
-		return h.index.Chunks(ref)[i], true
-	}
-	return layers.Chunk{}, false
 }

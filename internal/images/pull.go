@@ -152,12 +152,20 @@ type lookup struct {
 	err      error
 }
 
+// lookupGrace is how much longer the search may take than the image's own
+// documents: a registry that is slow with its referrers must not hold up a pull.
+const lookupGrace = 5 * time.Second
+
 // result waits for the index of an image.
 func (l *lookup) result(img *registry.Image) (*source, error) {
 	if l == nil || l.manifest != img.Desc.Digest {
 		return nil, nil
 	}
-	<-l.done
+	select {
+	case <-l.done:
+	case <-time.After(lookupGrace):
+		return nil, fmt.Errorf("no answer about its index within %v", lookupGrace)
+	}
 	if l.source == nil || l.err != nil {
 		return nil, l.err
 	}
@@ -177,6 +185,9 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, src *source,
 	err := s.ingestAll(ctx, img, src, row, fresh, progress)
 	if err != nil {
 		return nil, err
+	}
+	if src != nil {
+		s.boot(src, row)
 	}
 	defer s.pinNames(treeID(row.Layers))()
 	if row.Tree, err = s.tree(ctx, row.Layers, fresh, progress); err != nil {

@@ -20,8 +20,7 @@ var ErrQuarantined = errors.New("image is quarantined")
 type Quarantine struct {
 	Layer  string // digest of the blob
 	Object string // digest of the file with other bytes than promised; "" if it is about names or the whole layer
-	Chunk  int    // of the object
-	Why    string
+	Why    string // names the chunk
 	At     time.Time
 }
 
@@ -29,22 +28,28 @@ func (q *Quarantine) String() string {
 	if q.Object == "" {
 		return fmt.Sprintf("layer %s: %s", q.Layer, q.Why)
 	}
-	return fmt.Sprintf("layer %s: chunk %d of %s: %s", q.Layer, q.Chunk, q.Object, q.Why)
+	return fmt.Sprintf("layer %s: object %s: %s", q.Layer, q.Object, q.Why)
 }
 
 // Lied notes that the bytes of a layer are not what its index promised, and
 // quarantines every image that believes that index. A layer whose table of
 // contents its manifest vouches for is not distrusted: its bytes may be better
-// the next time, and fail until then.
-func (s *Service) Lied(key string, object layers.Sum, chunk int, cause error) {
-	q := &Quarantine{Chunk: chunk, Why: cause.Error(), At: time.Now().UTC()}
+// the next time, and fail until then. It returns at once.
+func (s *Service) Lied(key string, object layers.Sum, cause error) {
+	if s.base.Err() == nil {
+		s.background.Go(func() { s.lied(key, object, cause) })
+	}
+}
+
+func (s *Service) lied(key string, object layers.Sum, cause error) {
+	q := &Quarantine{Why: cause.Error(), At: time.Now().UTC()}
 	if object != (layers.Sum{}) {
 		q.Object = object.String()
 	}
 	var refs []string
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		var l layerRow
-		if err := get(tx, "layers", key, &l); err != nil || l.Lied || l.Origin != OriginPublished {
+		if err := get(tx, "layers", key, &l); err != nil || l.Lied || l.origin() != OriginPublished && object != (layers.Sum{}) {
 			return ignoreMissing(err)
 		}
 		q.Layer = string(l.Desc.Digest)
@@ -52,8 +57,10 @@ func (s *Service) Lied(key string, object layers.Sum, chunk int, cause error) {
 		if err := put(tx, "layers", key, &l); err != nil {
 			return err
 		}
-		if err := put(tx, "distrusted", l.Root, q); err != nil {
-			return err
+		if l.Root != "" {
+			if err := put(tx, "distrusted", l.Root, q); err != nil {
+				return err
+			}
 		}
 		var err error
 		refs, err = isolate(tx, key, q)
@@ -63,8 +70,8 @@ func (s *Service) Lied(key string, object layers.Sum, chunk int, cause error) {
 		s.Log.Error("quarantine", "layer", key, "err", err)
 	}
 	for _, ref := range refs {
-		s.Log.Error("image quarantined: its index lies", "ref", ref, "layer", q.Layer, "object", q.Object, "chunk", chunk, "err", cause)
-		s.event(events.Quarantine, ref, "layer", q.Layer, "object", q.Object, "chunk", chunk, "error", cause)
+		s.Log.Error("image quarantined: its index lies", "ref", ref, "layer", q.Layer, "object", q.Object, "err", cause)
+		s.event(events.Quarantine, ref, "layer", q.Layer, "object", q.Object, "error", cause)
 	}
 }
 

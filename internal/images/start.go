@@ -1,0 +1,276 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/snapfs/snapfs/layers"
+	"github.com/snapfs/snapfs/layers/fetch"
+	"github.com/snapfs/snapfs/layers/index"
+)
+
+// boot brings in what earlier starts of an image have read, in the background:
+// from the boot bundle if there is one, else from the layers. It returns at
+// once, when readers already wait for what is coming instead of fetching it.
+func (s *Service) boot(src *source, row *manifestRow) {
+	p, err := src.header.Profile(src.prefix)
+	if err != nil || p == nil {
+		if err != nil {
+			s.Log.Warn("boot profile", "ref", src.ref, "err", err)
+		}
+		return
+	}
+	if s.profile(row.Desc.Digest) == nil {
+		if err := s.keepProfile(row.Desc.Digest, p); err != nil {
+			s.Log.Warn("boot profile", "ref", src.ref, "err", err)
+		}
+	}
+	s.prefetch(src, row.Desc.Digest, p)
+}
+
+func (s *Service) prefetch(src *source, manifest digest.Digest, p *index.Profile) {
+	items := s.items(p)
+	if len(items) == 0 || s.base.Err() != nil {
+		return
+	}
+	ctx, end := s.booting.begin(s.base, manifest)
+	arrived := func() {}
+	if src.ann.Bundle.Size > 0 {
+		arrived = s.Fetcher.Expect(items)
+	}
+	s.background.Go(func() {
+		defer end()
+		if src.ann.Bundle.Size > 0 {
+			err := s.bundle(ctx, src, p)
+			arrived()
+			if err == nil {
+				return
+			}
+			s.Log.Warn("boot bundle", "ref", src.ref, "err", err)
+		}
+		if err := s.Fetcher.Prefetch(ctx, items); err != nil && ctx.Err() == nil {
+			s.Log.Warn("boot profile", "ref", src.ref, "err", err)
+		}
+	})
+}
+
+// bundle stores the chunks of a boot bundle as they come. Each was compared
+// with the profile's sum, and is with the index's by the store.
+func (s *Service) bundle(ctx context.Context, src *source, p *index.Profile) error {
+	r, err := s.Registry.Stream(ctx, src.ref, blobDesc(index.MediaTypeBundle, src.ann.Bundle))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	b, err := index.NewBundleReader(r, p)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	for {
+		it, plain, err := b.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := s.Fetcher.Insert(it.Object, it.Off, plain); err != nil {
+			return fmt.Errorf("chunk at %d of %s: %w", it.Off, it.Object, err)
+		}
+	}
+}
+
+// items are the chunks of a profile as the fetcher knows them.
+func (s *Service) items(p *index.Profile) []fetch.Item {
+	items := make([]fetch.Item, 0, len(p.Items))
+	for _, it := range p.Items {
+		items = append(items, fetch.Item{Object: it.Object, Off: it.Off, Size: it.Size})
+	}
+	return items
+}
+
+// booting knows of which images the boot profile is coming in.
+type booting struct {
+	mu sync.Mutex
+	on map[digest.Digest]chan struct{} // closed at the end
+}
+
+func (b *booting) begin(base context.Context, manifest digest.Digest) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(base)
+	done := make(chan struct{})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.on == nil {
+		b.on = map[digest.Digest]chan struct{}{}
+	}
+	b.on[manifest] = done
+	return ctx, func() {
+		cancel()
+		close(done)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.on[manifest] == done {
+			delete(b.on, manifest)
+		}
+	}
+}
+
+// wait returns when no profile of the image is coming in.
+func (b *booting) wait(ctx context.Context, manifest digest.Digest) {
+	b.mu.Lock()
+	done := b.on[manifest]
+	b.mu.Unlock()
+	if done == nil {
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// starts are those that are being recorded: what is read until the container is
+// ready becomes the image's boot profile.
+type starts struct {
+	mu    sync.Mutex
+	on    map[string]*start // by container
+	order []string
+}
+
+type start struct {
+	k   *Known
+	rec *fetch.Recording
+}
+
+// maxStarts bounds how many starts are recorded at once: containers that were
+// created may never be started. The oldest is given up.
+const maxStarts = 64
+
+// Prepare records what is read of an image from now on, for the start of a
+// container. Ready ends it.
+func (s *Service) Prepare(container string, k *Known) {
+	st := &start{k: k, rec: s.Fetcher.Record()}
+	s.starts.mu.Lock()
+	defer s.starts.mu.Unlock()
+	if s.starts.on == nil {
+		s.starts.on = map[string]*start{}
+	}
+	if old := s.starts.on[container]; old != nil {
+		old.rec.Stop()
+	} else {
+		s.starts.order = append(s.starts.order, container)
+	}
+	s.starts.on[container] = st
+	if len(s.starts.order) > maxStarts {
+		s.starts.drop(s.starts.order[0])
+	}
+}
+
+// drop ends a recording that is of no use. The lock is held.
+func (st *starts) drop(container string) {
+	if x := st.on[container]; x != nil {
+		x.rec.Stop()
+		delete(st.on, container)
+	}
+	st.order = slices.DeleteFunc(st.order, func(id string) bool { return id == container })
+}
+
+// Abandon forgets a container that will not be ready.
+func (s *Service) Abandon(container string) {
+	s.starts.mu.Lock()
+	defer s.starts.mu.Unlock()
+	s.starts.drop(container)
+}
+
+// Ready hears that a container is ready: what it has read is kept, and published
+// if it is the first of its image; the rest of the image follows.
+func (s *Service) Ready(container string) {
+	s.starts.mu.Lock()
+	st := s.starts.on[container]
+	delete(s.starts.on, container)
+	s.starts.drop(container)
+	s.starts.mu.Unlock()
+	if st == nil { // it started before this worker did
+		return
+	}
+	old := s.profile(st.k.Desc.Digest)
+	touched, _ := st.rec.Stop()
+	if p := s.profileOf(st.k, touched); len(p.Items) > 0 {
+		if err := s.keepProfile(st.k.Desc.Digest, index.Merge(old, p)); err != nil {
+			s.Log.Warn("boot profile", "ref", st.k.Ref, "err", err)
+		} else if old == nil {
+			s.publishSoon(&st.k.manifestRow)
+		}
+	}
+	s.Complete(st.k)
+}
+
+// profileOf makes a profile of one start out of what was read of the image.
+func (s *Service) profileOf(k *Known, touched []fetch.Touch) *index.Profile {
+	p := &index.Profile{Starts: 1}
+	for _, t := range touched {
+		if t.Sum == (layers.Sum{}) || !s.has(k.Layers, t.Object) {
+			continue
+		}
+		p.Items = append(p.Items, index.Item{
+			Object: t.Object, Off: t.Off, Size: t.Size, Sum: t.Sum,
+			At: t.At.Truncate(time.Millisecond), Weight: index.FullWeight,
+		})
+	}
+	p.Trim()
+	return p
+}
+
+// has says whether one of the layers has an object.
+func (s *Service) has(keys []string, object layers.Sum) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range keys {
+		if h := s.open[key]; h != nil {
+			if _, ok := h.index.Lookup(object); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Recordable says whether the first start on an image is to be recorded by way
+// of the daemon: its index is published, and there is no profile yet.
+func (s *Service) Recordable(k *Known) bool {
+	return s.Indexes.Publish && s.profile(k.Desc.Digest) == nil
+}
+
+// Waited hears of reads that waited for the network.
+func (s *Service) Waited(w fetch.Wait) {
+	end := w.Began.Add(w.Took)
+	for _, key := range w.Layers {
+		s.misses.Store(key, end)
+	}
+}
+
+// LastMiss is when the last read of an image that had to wait for the network
+// was answered; now, while any waits; zero, if none did.
+func (s *Service) LastMiss(manifest digest.Digest) (last time.Time) {
+	var m manifestRow
+	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(manifest), &m) }) != nil {
+		return last
+	}
+	for _, key := range m.Layers {
+		if t, ok := s.misses.Load(key); ok && t.(time.Time).After(last) {
+			last = t.(time.Time)
+		}
+	}
+	if q := s.Fetcher.Queues()[0]; q.Open+q.Waiting > 0 && !last.IsZero() {
+		return time.Now()
+	}
+	return last
+}
