@@ -109,7 +109,8 @@ func TestUncleanBoot(t *testing.T) {
 		}
 	}
 	hub.misbehave("lost", status(everything, 403))
-	checkError(t, m.call(control.OpMount, control.MountArgs{Ref: refLost, Target: filepath.Join(m.dir, "x"), Policy: "never"}, nil), control.CodeDenied, "lost")
+	top = m.mount(refLost, false) // needs no registry: what is lost is missed when it is read
+	m.unmount(top)
 	for ref, im := range map[string]*image{refKept: kept, refLazy: lazily} { // one bad image does not block others
 		top := m.mount(ref, false)
 		im.check(t, top)
