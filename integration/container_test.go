@@ -84,11 +84,9 @@ func (im *image) checkSums(t testing.TB, top, out string) {
 	}
 }
 
-// TestContainers runs some on an image that is not local, by the command line,
-// and has one outlive the daemon and the registry.
-func TestContainers(t *testing.T) {
-	t.Parallel()
-	hub := newHub(t)
+// containerMachine makes a machine with a daemon whose containers are in a cgroup of their own.
+func containerMachine(t *testing.T) *machine {
+	t.Helper()
 	m := newMachine(t, "")
 	parent := filepath.Base(m.dir)
 	m.config = fmt.Sprintf("cgroup_parent = '/%s'", parent)
@@ -103,6 +101,15 @@ func TestContainers(t *testing.T) {
 		}
 	})
 	m.start()
+	return m
+}
+
+// TestContainers runs some on an image that is not local, by the command line,
+// and has one outlive the daemon and the registry.
+func TestContainers(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t)
+	m := containerMachine(t)
 	im := newImage(t, eStargz, []file{dir("proc"), dir("sys"), dir("dev"), dir("tmp"), inside(t)}, someFiles(1200, "data", 60))
 	ref := hub.put(t, "containers", im)
 

@@ -110,16 +110,25 @@ func (p *Process) Wait(ctx context.Context) (Status, error) {
 
 // Signal sends a signal through the pidfd: it never hits another process.
 // After the end it returns os.ErrProcessDone.
-func (p *Process) Signal(sig unix.Signal) error {
+func (p *Process) Signal(sig unix.Signal) error { return p.send(sig, 0) }
+
+func (p *Process) send(sig unix.Signal, flags int) error {
 	rc, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return err
 	}
-	cerr := rc.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	cerr := rc.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, flags) })
 	if errors.Is(err, unix.ESRCH) || errors.Is(cerr, os.ErrClosed) {
 		return os.ErrProcessDone
 	}
 	return errors.Join(err, cerr)
+}
+
+// KillGroup sends SIGKILL to the process and to all of the process group that
+// it leads, as every process of a container that this package started does;
+// those that it has left behind are there even when it has ended. (Linux 6.9)
+func (p *Process) KillGroup() error {
+	return p.send(unix.SIGKILL, unix.PIDFD_SIGNAL_PROCESS_GROUP)
 }
 
 // Console is the outer end of the terminal, nil if there is none. It is

@@ -101,14 +101,19 @@ func (env *Env) together(names []string, do func(string) error) error {
 }
 
 func wait(ctx context.Context, env *Env, args []string) error {
+	var ready bool
 	f := &flagSet{
-		usage:   "wait CONTAINER...",
-		about:   "Wait for containers to end, and print their exit statuses, one a line.",
-		example: "snapctl wait job",
+		usage:   "wait [OPTIONS] CONTAINER...",
+		about:   "Wait for containers to end, and print their exit statuses, one a line. With --ready, wait\nuntil they are ready, and print what said so and how long after the start, in seconds:\nline, port or file (see run --ready), health (a first success), quiet (nothing was read\nany more that was not local), or exit. It is a failure if one ends before it is ready.",
+		example: "snapctl wait job\nsnapctl run -d --name web --network host --ready port=8080 IMAGE && snapctl wait --ready web",
 	}
+	f.flag(&ready, "ready", "wait until they are ready, not for their end")
 	rest, err := f.parse(env, args, 1, -1)
 	if err != nil {
 		return err
+	}
+	if ready {
+		return env.each(rest, func(name string) error { return env.waitReady(ctx, name) })
 	}
 	return env.each(rest, func(name string) error {
 		code, err := env.waitOne(ctx, name)
@@ -138,6 +143,43 @@ func (env *Env) waitOne(ctx context.Context, name string) (int, error) {
 		return 0, fmt.Errorf("container %s was never started", c.Name)
 	}
 	return c.ExitCode, nil
+}
+
+// waitReady waits until a container is ready, and prints by what and when.
+func (env *Env) waitReady(ctx context.Context, name string) error {
+	var c control.Container
+	if err := env.call(ctx, control.OpResolve, control.ContainerArgs{ID: name}, &c); err != nil {
+		return err
+	}
+	if c.Socket != "" { // it runs, or is about to be started: what it was before does not count
+		s, err := monitor.WaitReady(ctx, c.Socket, nil)
+		switch {
+		case err == nil:
+			c.Started, c.Ready, c.ReadyBy, c.ExitCode, c.Error = s.Started, s.Ready, s.ReadyBy, s.ExitCode, s.Error
+		case !monitor.Gone(err):
+			return err
+		default:
+			if err := env.call(ctx, control.OpResolve, control.ContainerArgs{ID: c.ID}, &c); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case c.Status == monitor.StatusCreated && c.Started.IsZero():
+		return fmt.Errorf("container %s was never started", c.Name)
+	case c.Ready.IsZero() || c.ReadyBy == monitor.ReadyByExit && c.ExitCode != 0:
+		return fmt.Errorf("container %s ended before it was ready, with exit status %d%s", c.Name, c.ExitCode, after(": ", c.Error))
+	}
+	_, err := fmt.Fprintf(env.Stdout, "%s %.3f\n", c.ReadyBy, c.Ready.Sub(c.Started).Seconds())
+	return err
+}
+
+// after is text after a separator, if there is any.
+func after(separator, text string) string {
+	if text == "" {
+		return ""
+	}
+	return separator + text
 }
 
 func rm(ctx context.Context, env *Env, args []string) error {

@@ -2,15 +2,19 @@ package main
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
 // createFlags registers the options that make a container. The arguments that
@@ -34,6 +38,7 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 		a.Env = append(env, a.Env...) // -e wins, wherever it stands
 		return err
 	})
+	healthFlags(f, a)
 	f.text(&a.Hostname, "h,hostname", "NAME", "the container's host name (default its short ID)")
 	f.flag(&a.Init, "init", "run a tiny first process that reaps zombies and forwards signals")
 	f.flag(&a.OpenStdin, "i,interactive", "keep standard input open")
@@ -71,6 +76,13 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 		return nil
 	})
 	f.flag(&a.ReadOnly, "read-only", "make the root file system read-only")
+	f.add("ready", "WHAT", "it is ready when: line=REGEX of its output, port=NUMBER listened at, or file=PATH exists", func(s string) error {
+		a.Ready = s
+		if s == "" {
+			return errors.New("want line=REGEX, port=NUMBER or file=PATH, such as port=8080")
+		}
+		return monitor.ParseReady(s)
+	})
 	f.flag(&a.Remove, "rm", "remove the container when it ends")
 	f.add("security-opt", "OPT", "seccomp=unconfined|FILE or no-new-privileges", func(s string) error {
 		opt, err := securityOpt(s)
@@ -94,6 +106,41 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 	f.text(&a.Workdir, "w,workdir", "DIR", "start in DIR")
 }
 
+// healthFlags registers Docker's options of a health check.
+func healthFlags(f *flagSet, a *control.CreateArgs) {
+	h := &a.Health
+	f.add("health-cmd", "SCRIPT", "check by this shell script that it is healthy, instead of the image's way", func(s string) error {
+		if s == "" {
+			return errors.New("the script is empty; --no-healthcheck turns the image's check off")
+		}
+		h.Test = []string{"CMD-SHELL", s}
+		return nil
+	})
+	for _, d := range []struct {
+		p          *time.Duration
+		name, help string
+	}{
+		{&h.Interval, "health-interval", "time between two checks (default 30s)"},
+		{&h.StartInterval, "health-start-interval", "the same during the start period (default 5s)"},
+		{&h.StartPeriod, "health-start-period", "time to start in, when failures do not count (default 0s)"},
+		{&h.Timeout, "health-timeout", "time that a check may take (default 30s)"},
+	} {
+		f.add(d.name, "TIME", d.help, func(s string) (err error) {
+			if *d.p, err = time.ParseDuration(s); err != nil {
+				err = fmt.Errorf("%q: want a time such as 10s", s)
+			}
+			return err
+		})
+	}
+	f.add("health-retries", "N", "failures in a row that make it unhealthy (default 3)", func(s string) (err error) {
+		if h.Retries, err = strconv.Atoi(s); err != nil {
+			err = fmt.Errorf("%q: want a number", s)
+		}
+		return err
+	})
+	f.flag(&a.NoHealthcheck, "no-healthcheck", "do not run the image's health check")
+}
+
 func network(s string) error {
 	switch s {
 	case "host", "none":
@@ -107,6 +154,9 @@ func network(s string) error {
 // created completes a with the arguments that the options left.
 func created(env *Env, a *control.CreateArgs, rest []string) error {
 	a.Image, a.Args = rest[0], rest[1:]
+	if err := monitor.CheckHealth(a.Health); err != nil {
+		return usageErrorf("--%v", err)
+	}
 	var err error
 	if a.ID, err = randomID(); err != nil {
 		return err

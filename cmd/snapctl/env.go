@@ -43,13 +43,14 @@ func (env *Env) globals(args []string) ([]string, error) {
 
 // register adds the global options, which every verb takes too.
 func (env *Env) register(f *flagSet) {
+	own := len(f.flags)
 	f.text(&env.Host, "host", "unix://PATH", "daemon to talk to (or SNAPFS_HOST; default unix://"+defaultRun+"/"+socketName+")")
 	f.text(&env.Root, "root", "DIR", "state directory of a daemon that has to be started (default "+defaultRoot+")")
 	f.text(&env.Run, "run", "DIR", "directory of the daemon's sockets and mounts (default "+defaultRun+")")
 	f.flag(&env.NoAutostart, "no-autostart", "fail when no daemon answers instead of starting one")
 	f.flag(&env.JSON, "json", "print tables and records as JSON")
 	f.flag(&env.Debug, "debug", "say more about what goes wrong")
-	for _, x := range f.flags {
+	for _, x := range f.flags[own:] {
 		x.global = true
 	}
 }

@@ -82,6 +82,10 @@ func TestHelp(t *testing.T) {
 			}
 		}
 	}
+	env, out, _ := newEnv(t, "")
+	if env.main([]string{"run", "--help"}); !strings.Contains(out(), "\nOptions:\n") || !strings.Contains(out(), "-m, --memory SIZE ") || strings.Contains(out(), "--host ") {
+		t.Errorf("run --help does not list run's own options:\n%s", out())
+	}
 	for _, args := range [][]string{{"--help"}, {"-h"}, {"help"}} {
 		env, out, _ := newEnv(t, "")
 		if status := env.main(args); status != 0 || !strings.Contains(out(), "Global options:") {
@@ -105,6 +109,14 @@ func TestUsageErrors(t *testing.T) {
 		{"run", 125, "usage: snapctl run"},
 		{"run --nope x", 125, "unknown option --nope"},
 		{"run --network bridge x", 125, "bridge networks come later"},
+		{"run --ready prot=80 x", 125, `--ready: "prot=80": want line=REGEX, port=NUMBER or file=PATH`},
+		{"run --ready port=65536 x", 125, "--ready: \"port=65536\": want a port from 1 to 65535"},
+		{"run --ready file=run/x x", 125, "--ready: \"file=run/x\": want an absolute path"},
+		{"run --ready line=( x", 125, "--ready: \"line=(\": error parsing regexp"},
+		{"create --ready= x", 125, "--ready: want line=REGEX"},
+		{"run --health-interval 1ms x", 125, "--health-interval 1ms: want at least 100ms"},
+		{"run --health-timeout soon x", 125, "--health-timeout: \"soon\": want a time such as 10s"},
+		{"run --health-retries -1 x", 125, "--health-retries -1: want no less than 0"},
 		{"exec box", 125, "usage: snapctl exec"},
 		{"daemon dance", 2, "want start, stop, restart or status"},
 		{"completion tcsh", 2, "want bash, zsh or fish"},

@@ -52,11 +52,21 @@ func containerTable(list []control.Container, long bool, now time.Time) *table {
 	return t
 }
 
+func health(h *control.Health) string {
+	switch {
+	case h == nil:
+		return ""
+	case h.Status == monitor.HealthStarting:
+		return " (health: starting)"
+	}
+	return " (" + h.Status + ")"
+}
+
 // status is docker's wording of what a container is doing.
 func status(c control.Container, now time.Time) string {
 	switch c.Status {
 	case monitor.StatusRunning:
-		return "Up " + duration(max(now.Sub(c.Started), 0))
+		return "Up " + duration(max(now.Sub(c.Started), 0)) + health(c.Health)
 	case monitor.StatusPaused:
 		return "Up " + duration(max(now.Sub(c.Started), 0)) + " (Paused)"
 	case monitor.StatusExited:

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/runtime/monitor"
@@ -138,6 +139,47 @@ func TestStopAndKill(t *testing.T) {
 	env.main([]string{"kill", "-s", "HUP", "box"})
 	if got := strings.Join(asked(), "\n"); strings.Count(got, `stop {"Signal":"INT","Timeout":3}`) != 2 || !strings.Contains(got, `kill {"Signal":"HUP"}`) {
 		t.Errorf("asked for %s", got)
+	}
+}
+
+func TestWaitReady(t *testing.T) {
+	for name, test := range map[string]struct {
+		state  monitor.State
+		status int
+		out    string
+		errs   string
+	}{
+		"line":     {monitor.State{Status: "running", Started: noon, Ready: noon.Add(1234567 * time.Microsecond), ReadyBy: "line"}, 0, "line 1.235\n", ""},
+		"job":      {monitor.State{Status: "exited", Started: noon, Ready: noon.Add(time.Second), ReadyBy: "exit"}, 0, "exit 1.000\n", ""},
+		"bad job":  {monitor.State{Status: "exited", Started: noon, Ready: noon, ReadyBy: "exit", ExitCode: 3}, 1, "", "container box ended before it was ready, with exit status 3\n"},
+		"died":     {monitor.State{Status: "exited", Started: noon, Finished: noon}, 1, "", "ended before it was ready, with exit status 0\n"},
+		"no start": {monitor.State{Status: "exited", ExitCode: 127, Error: "exec x: not found"}, 1, "", "with exit status 127: exec x: not found\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newDaemon(t, map[string]func(*control.Request) error{monitor.OpWaitReady: func(r *control.Request) error {
+				r.Event(monitor.State{Status: "running", Started: noon})
+				return r.Reply(test.state)
+			}})
+			env, out, errs := newEnv(t, daemonOf(t, m.socket).socket)
+			if status := env.main([]string{"wait", "--ready", "box"}); status != test.status || out() != test.out || !strings.HasSuffix(errs(), test.errs) {
+				t.Errorf("exit status %d, stdout %q, stderr %q", status, out(), errs())
+			}
+		})
+	}
+	for name, test := range map[string]struct {
+		row control.Container
+		out string
+	}{
+		"ended":   {control.Container{Name: "box", Status: "exited", Started: noon, Ready: noon.Add(time.Second), ReadyBy: "port"}, "port 1.000\n"},
+		"created": {control.Container{Name: "box", Status: "created"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemon(t, map[string]func(*control.Request) error{control.OpResolve: answer(test.row)})
+			env, out, errs := newEnv(t, d.socket)
+			if status := env.main([]string{"wait", "--ready", "box"}); (status == 0) != (test.out != "") || out() != test.out {
+				t.Errorf("exit status %d, stdout %q, stderr %q", status, out(), errs())
+			}
+		})
 	}
 }
 

@@ -16,6 +16,8 @@ func TestContainerTable(t *testing.T) {
 		{ID: "bbbb", Name: "p", Image: "x\x1b[31m", Command: []string{"a\nb"}, Created: noon, Status: "paused", Started: noon.Add(-5 * time.Minute)},
 		{ID: "cccc", Name: "new", Created: noon, Status: "created"},
 		{ID: "dddd", Name: "d", Created: noon, Status: "dead"},
+		{ID: "eeee", Name: "e", Created: noon, Status: "running", Started: noon.Add(-5 * time.Minute), Health: &control.Health{Status: "healthy"}},
+		{ID: "ffff", Name: "f", Created: noon, Status: "running", Started: noon.Add(-5 * time.Minute), Health: &control.Health{Status: "starting"}},
 	}
 	want := `CONTAINER ID   IMAGE                       COMMAND                  CREATED                   STATUS                                       NAMES
 0123456789ab   docker.io/library/nginx:1   "nginx -g daemon off…"   3 hours ago               Up About a minute                            web
@@ -23,6 +25,8 @@ aaaa           x                           "sh"                     7 weeks ago 
 bbbb           x?[31m                      "a?b"                    Less than a second ago    Up 5 minutes (Paused)                        p
 cccc                                       ""                       Less than a second ago    Created                                      new
 dddd                                       ""                       Less than a second ago    Dead                                         d
+eeee                                       ""                       Less than a second ago    Up 5 minutes (healthy)                       e
+ffff                                       ""                       Less than a second ago    Up 5 minutes (health: starting)              f
 `
 	if got := containerTable(list, false, noon).String(); squeeze(got) != squeeze(want) {
 		t.Errorf("table is\n%s\nwant\n%s", got, want)

@@ -126,7 +126,9 @@ func TestCreateArguments(t *testing.T) {
 		"create", "-e", "A=flag", "--env-file", file, "-w", "/w", "-u", "me:us", "-v", "/a:/b:ro", "--mount", "type=tmpfs,target=/t",
 		"--network", "host", "--name", "n", "-h", "host1", "--read-only", "--tmpfs", "/run:size=1m", "-m", "64m", "--cpus", "1.5", "--pids-limit", "100",
 		"--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--ulimit", "nofile=10", "--entrypoint", "/e", "--init",
-		"--pull", "never", "--platform", "linux/arm64", "--stop-signal", "USR1", "--label", "k=v", "-i", "--rm", "img:1", "cmd", "-x", "--rm",
+		"--pull", "never", "--platform", "linux/arm64", "--stop-signal", "USR1", "--label", "k=v", "-i", "--rm",
+		"--ready", "line=^up$", "--health-cmd", "true", "--health-interval", "1m", "--health-timeout", "2s", "--health-start-period", "3s",
+		"--health-start-interval", "4s", "--health-retries", "5", "img:1", "cmd", "-x", "--rm",
 	}
 	if status := env.main(args); status != 0 {
 		t.Fatalf("exit status %d: %s", status, errs())
@@ -141,7 +143,8 @@ func TestCreateArguments(t *testing.T) {
 		`"Env":["A=file","F=1","A=flag"],"Workdir":"/w","User":"me:us","Hostname":"host1","TTY":false,"OpenStdin":true,"Remove":true,"Record":false,"ReadOnly":true,"Init":true,` +
 		`"Network":"host","Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Options":null,"Create":true},{"Type":"tmpfs","Source":"","Target":"/t","ReadOnly":false,"Options":null,"Create":false}],` +
 		`"Tmpfs":["/run:size=1m"],"Memory":67108864,"NanoCPUs":1500000000,"PidsLimit":100,"CapAdd":["NET_ADMIN"],"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],` +
-		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0}`
+		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0,"Ready":"line=^up$",` +
+		`"Health":{"Test":["CMD-SHELL","true"],"Interval":60000000000,"Timeout":2000000000,"StartPeriod":3000000000,"StartInterval":4000000000,"Retries":5},"NoHealthcheck":false}`
 	if string(got) != want {
 		t.Errorf("asked for\n%s\nwant\n%s", got, want)
 	}

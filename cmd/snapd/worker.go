@@ -123,7 +123,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.containers, err = containers.Open(containers.Options{
+	d.containers, err = containers.Open(ctx, containers.Options{
 		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	return err
@@ -169,6 +169,9 @@ func (d *daemon) serve(ctx context.Context) error {
 
 func (d *daemon) close() error {
 	var errs []error
+	if d.containers != nil {
+		d.containers.Close()
+	}
 	if d.images != nil {
 		errs = append(errs, d.images.Close())
 	}

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -36,7 +37,7 @@ type Spawner interface {
 	SpawnMonitor(ctx context.Context, dir string) error
 }
 
-// Options of a Service. All but Log are needed.
+// Options of a Service. All but Boots and Log are needed.
 type Options struct {
 	Root, Run    string
 	CgroupParent string
@@ -44,12 +45,18 @@ type Options struct {
 	Spawner      Spawner
 	Events       *events.Log  // nil: nobody is told
 	Starts       *starts.Book // nil: nobody remembers where the time went
+	Boots        Boots        // nil: nobody hears of starts, and a container without another sign was ready at once
 	Log          *slog.Logger // nil: discard
 }
 
 // A Service is the book of containers of one daemon. It is safe for concurrent use.
 type Service struct {
 	Options
+	base      context.Context // lifetime of what follows the containers
+	cancel    context.CancelFunc
+	opened    time.Time
+	quiet     quiet
+	followers sync.WaitGroup
 
 	mu       sync.Mutex
 	names    map[string]string // name → ID
@@ -60,12 +67,18 @@ type Service struct {
 // Labels of ours in a container's configuration.
 const labelManifest = "snapfs.manifest" // digest of the image's manifest
 
-// Open reads the book, and makes the state of containers whose monitors were killed true again.
-func Open(o Options) (*Service, error) {
+// Open reads the book, and makes the state of containers whose monitors were killed true again. Close ends it.
+func Open(ctx context.Context, o Options) (*Service, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Service{Options: o, names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{}}
+	if o.Boots == nil {
+		o.Boots = noBoots{}
+	}
+	s := &Service{
+		Options: o, opened: time.Now(), quiet: defaultQuiet,
+		names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{},
+	}
 	for _, dir := range []string{s.dir(""), s.runDir("")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
@@ -75,6 +88,7 @@ func Open(o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.base, s.cancel = context.WithCancel(ctx)
 	for _, e := range entries {
 		id := e.Name()
 		c, err := monitor.LoadConfig(s.dir(id))
@@ -84,7 +98,9 @@ func Open(o Options) (*Service, error) {
 			continue
 		}
 		s.known[id], s.names[c.Name] = c, id
-		s.reconcile(id, c)
+		if s.reconcile(id, c); monitor.Alive(s.dir(id)) {
+			s.follow(c)
+		}
 	}
 	return s, nil
 }
@@ -239,7 +255,7 @@ func (s *Service) row(id string) (control.Container, bool) {
 	row := control.Container{
 		ID: id, Name: c.Name, Image: c.Image, Command: c.Spec.Process.Args, Created: c.Created, Status: st.Status, Pid: st.Pid,
 		Started: st.Started, Finished: st.Finished, ExitCode: st.ExitCode, OOMKilled: st.OOMKilled, Error: st.Error,
-		TTY: c.TTY, Labels: c.Labels,
+		TTY: c.TTY, Labels: c.Labels, Ready: st.Ready, ReadyBy: st.ReadyBy, Health: st.Health,
 	}
 	if st.Paused {
 		row.Status = monitor.StatusPaused
@@ -264,6 +280,9 @@ func (s *Service) List(all bool) []control.Container {
 	rows := []control.Container{}
 	for _, id := range ids {
 		if row, ok := s.row(id); ok && (all || row.Pid != 0) {
+			if row.Health != nil {
+				row.Health = &control.Health{Status: row.Health.Status, FailingStreak: row.Health.FailingStreak}
+			}
 			rows = append(rows, row)
 		}
 	}

@@ -90,7 +90,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	}
 	done()
 	done = start.Phase("create")
-	c, err := s.configure(&a, image, rootfs)
+	c, warnings, err := s.configure(&a, image, rootfs)
 	if err != nil {
 		return nil, err
 	}
@@ -110,13 +110,20 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	done()
 	s.event(events.Create, c)
 	s.Images.Complete(image)
-	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket}, nil
+	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket, Warnings: warnings}, nil
 }
 
-func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs control.Rootfs) (*monitor.Config, error) {
+func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs control.Rootfs) (*monitor.Config, []string, error) {
 	config, err := image.ImageConfig()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	if err := monitor.ParseReady(a.Ready); err != nil {
+		return nil, nil, invalid("--ready %v", err)
+	}
+	health, warnings, err := healthcheck(a, image.Config)
+	if err != nil {
+		return nil, nil, err
 	}
 	if a.Hostname == "" {
 		a.Hostname = a.ID[:12]
@@ -127,7 +134,7 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 	dir := s.dir(a.ID)
 	sp, err := spec(a, config, dir, s.CgroupParent)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	rootfs.Upper, rootfs.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	rootfs.Volatile = a.Remove
@@ -141,8 +148,8 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 		User: cmp.Or(a.User, config.Config.User), StopSignal: cmp.Or(a.StopSignal, config.Config.StopSignal),
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
-		Created: time.Now().UTC(), Labels: labels,
-	}, nil
+		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health,
+	}, warnings, nil
 }
 
 // fill makes the container's directory. The configuration comes last: without
@@ -207,6 +214,7 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config) error {
 	if err != nil {
 		return fmt.Errorf("container %s: monitor: %w", c.Name, err)
 	}
+	s.follow(c)
 	return nil
 }
 

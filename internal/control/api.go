@@ -368,7 +368,36 @@ type CreateArgs struct {
 	Ulimits       []Ulimit
 	StopSignal    string
 	Labels        map[string]string
-	Height, Width uint16 // of the terminal
+	Height, Width uint16      // of the terminal
+	Ready         string      // what makes it ready, as monitor.ParseReady reads it; "" leaves that to its health check, or the daemon
+	Health        Healthcheck // the fields that are set go before the image's
+	NoHealthcheck bool        // the image's is not run
+}
+
+// A Healthcheck is a program that is run in a container again and again, with
+// the meaning and the names that Docker gives its parts in an image's config.
+// Of each number, 0 is the default.
+type Healthcheck struct {
+	Test          []string      `json:",omitempty"` // {"CMD", program, argument…}, {"CMD-SHELL", script}, {"NONE"}; none is the image's
+	Interval      time.Duration `json:",omitempty"` // from the end of one to the start of the next; 30s
+	Timeout       time.Duration `json:",omitempty"` // after which it is killed and has failed; 30s
+	StartPeriod   time.Duration `json:",omitempty"` // in which failures do not count, until it has succeeded once; none
+	StartInterval time.Duration `json:",omitempty"` // the interval during the start period; 5s
+	Retries       int           `json:",omitempty"` // failures in a row that make the container unhealthy; 3
+}
+
+// Health is what became of a container's health check so far.
+type Health struct {
+	Status        string         // "starting", "healthy" or "unhealthy"
+	FailingStreak int            // failures since it last succeeded
+	Log           []HealthResult `json:",omitempty"` // the newest, oldest first
+}
+
+// HealthResult is one run of a health check.
+type HealthResult struct {
+	Start, End time.Time
+	ExitCode   int    // 0 is healthy; -1: it could not be run, or was too slow
+	Output     string // its beginning
 }
 
 // MountSpec is a -v or --mount. Type is "bind" or "tmpfs".
@@ -415,6 +444,9 @@ type Container struct {
 	TTY       bool
 	Socket    string // of its monitor; "" when it has none
 	Labels    map[string]string
+	Ready     time.Time `json:",omitzero"`  // when it was, since it was last started
+	ReadyBy   string    `json:",omitempty"` // what said so: "line", "port", "file", "health", "quiet" or "exit"
+	Health    *Health   `json:",omitempty"` // nil without a health check; its log is in OpCInsp's only
 }
 
 // RemoveContainerArgs names a container to remove; Force kills a running one.

@@ -4,24 +4,27 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Operations of a monitor's socket, with the types of their arguments and results.
 const (
-	OpState   = "state"   // nil → State
-	OpStart   = "start"   // nil → State: started, with nobody attached
-	OpAttach  = "attach"  // AttachArgs and descriptors, events Event, further frames Input → Exit
-	OpExec    = "exec"    // ExecArgs and descriptors, events Event, further frames Input → Exit
-	OpWait    = "wait"    // nil → Exit, when the container has ended
-	OpKill    = "kill"    // KillArgs → State: the signal was sent
-	OpStop    = "stop"    // StopArgs → Exit
-	OpResize  = "resize"  // Size
-	OpPause   = "pause"   // nil → State
-	OpUnpause = "unpause" // nil → State
-	OpTop     = "top"     // nil → []Proc
-	OpRelease = "release" // nil: a monitor whose container is not running ends
+	OpState     = "state"      // nil → State
+	OpStart     = "start"      // nil → State: started, with nobody attached
+	OpAttach    = "attach"     // AttachArgs and descriptors, events Event, further frames Input → Exit
+	OpExec      = "exec"       // ExecArgs and descriptors, events Event, further frames Input → Exit
+	OpWait      = "wait"       // nil → Exit, when the container has ended
+	OpWaitReady = "wait.ready" // nil, event State when it has started → State, when it is ready or has ended
+	OpQuiet     = "quiet"      // QuietArgs → State: it misses nothing any more, so it is ready unless it says so itself
+	OpKill      = "kill"       // KillArgs → State: the signal was sent
+	OpStop      = "stop"       // StopArgs → Exit
+	OpResize    = "resize"     // Size
+	OpPause     = "pause"      // nil → State
+	OpUnpause   = "unpause"    // nil → State
+	OpTop       = "top"        // nil → []Proc
+	OpRelease   = "release"    // nil: a monitor whose container is not running ends
 )
 
 // Error codes of a monitor beyond those of package control.
@@ -95,6 +98,9 @@ type Exit struct {
 	OOMKilled bool   `json:",omitempty"`
 	Error     string `json:",omitempty"`
 }
+
+// QuietArgs says since when a container has missed nothing.
+type QuietArgs struct{ At time.Time }
 
 // KillArgs is a signal by name ("SIGTERM", "TERM") or number; "" is SIGKILL.
 type KillArgs struct{ Signal string }

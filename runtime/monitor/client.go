@@ -150,7 +150,17 @@ func (a *Attached) Close() error {
 
 // Call makes a request that needs no streams of the monitor at socket.
 func Call(ctx context.Context, socket, op string, args, result any) error {
-	_, err := control.Call(ctx, socket, op, args, result, nil)
+	return call(ctx, socket, op, args, result, nil)
+}
+
+// call is Call of an operation that reports the State on its way.
+func call(ctx context.Context, socket, op string, args, result any, report func(State)) error {
+	_, err := control.Call(ctx, socket, op, args, result, func(raw json.RawMessage) {
+		var s State
+		if report != nil && json.Unmarshal(raw, &s) == nil {
+			report(s)
+		}
+	})
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return ErrLost
 	}

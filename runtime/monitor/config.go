@@ -34,13 +34,15 @@ type Config struct {
 	Remove          bool // the directory goes away when the container ends
 	Init            bool // a tiny first process reaps zombies and forwards signals
 	Height, Width   uint16
-	StopSignal      string            // "" is SIGTERM
-	CgroupParent    string            // cgroup below which the container's is made
-	Socket          string            // where the monitor listens
-	Log             string            `json:",omitempty"` // "" is log.json in the container's directory
-	SeccompCache    string            `json:",omitempty"` // directory of compiled filters; "": compiled at every start
-	Created         time.Time         // when the client asked for it
-	Labels          map[string]string `json:",omitempty"`
+	StopSignal      string               // "" is SIGTERM
+	CgroupParent    string               // cgroup below which the container's is made
+	Socket          string               // where the monitor listens
+	Log             string               `json:",omitempty"` // "" is log.json in the container's directory
+	SeccompCache    string               `json:",omitempty"` // directory of compiled filters; "": compiled at every start
+	Ready           string               `json:",omitempty"` // see ParseReady; "" leaves it to Health or, without that, to the daemon
+	Health          *control.Healthcheck `json:",omitempty"` // nil: none
+	Created         time.Time            // when the client asked for it
+	Labels          map[string]string    `json:",omitempty"`
 }
 
 func (c *Config) logPath(dir string) string {
@@ -81,7 +83,13 @@ func decodeConfig(b []byte) (*Config, error) {
 	if _, err := parseSignal(c.StopSignal, unix.SIGTERM); err != nil {
 		return nil, err
 	}
-	return c, nil
+	if c.Health != nil {
+		if _, err := healthArgs(c.Health.Test); err != nil {
+			return nil, err
+		}
+	}
+	_, err := c.condition()
+	return c, err
 }
 
 // Save writes c into dir; durably, unless the container is one that a power cut removes anyway.

@@ -46,6 +46,7 @@ type Process interface {
 	Pid() int
 	Wait(context.Context) (Status, error)
 	Signal(unix.Signal) error
+	KillGroup() error  // SIGKILL to it and what it has started and left in its process group
 	Console() *os.File // pty master, non-blocking; nil without a terminal
 	Resize(height, width uint16) error
 }

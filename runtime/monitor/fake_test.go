@@ -203,6 +203,8 @@ func (p *fakeProcess) Wait(ctx context.Context) (Status, error) {
 	return Status{Code: ws.ExitStatus()}, nil
 }
 
+func (p *fakeProcess) KillGroup() error { return syscall.Kill(-p.Pid(), syscall.SIGKILL) }
+
 func (p *fakeProcess) Signal(n unix.Signal) error { return p.cmd.Process.Signal(n) }
 
 func (p *fakeProcess) Resize(height, width uint16) error {

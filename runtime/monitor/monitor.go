@@ -71,8 +71,15 @@ type Monitor struct {
 
 	starting sync.Mutex    // held while the container is being started
 	running  chan struct{} // closed when it has been started
+	readied  chan struct{} // closed when it is ready, and that is recorded
+	isReady  sync.Once
 	done     chan struct{} // closed when the end is known and recorded
 	release  func()        // for OpRelease: ends serve
+
+	ready condition
+	line  *lineWatch // nil unless ready asks for a line
+
+	recording sync.Mutex // held while a state is recorded, so that the order on disk is that of m.state; before mu
 
 	mu        sync.Mutex
 	state     State
@@ -122,8 +129,12 @@ func newMonitor(dir string, o *Options) (*Monitor, error) {
 	m := &Monitor{
 		dir: dir, cfg: cfg, runner: o.Runner, log: o.Log,
 		out:     &output{},
-		running: make(chan struct{}), done: make(chan struct{}),
+		running: make(chan struct{}), readied: make(chan struct{}), done: make(chan struct{}),
 	}
+	if m.ready, err = cfg.condition(); err != nil {
+		return nil, err
+	}
+	m.line = newLineWatch(m.ready.line)
 	if m.runner == nil {
 		m.runner = &bundled{}
 	}

@@ -24,6 +24,10 @@ func (m *Monitor) handle(ctx context.Context, r *control.Request) error {
 		return m.handleExec(ctx, r)
 	case OpWait:
 		return m.handleWait(ctx, r)
+	case OpWaitReady:
+		return m.handleWaitReady(ctx, r)
+	case OpQuiet:
+		return m.handleQuiet(r)
 	case OpKill:
 		return m.handleKill(r)
 	case OpStop:
@@ -196,13 +200,7 @@ func (m *Monitor) pause(on bool) error {
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state.Status != StatusRunning {
-		return nil
-	}
-	m.state.Paused = on
-	return m.state.save(m.dir, false)
+	return m.update(func(s *State) bool { s.Paused = on; return true })
 }
 
 func (m *Monitor) handleRelease(r *control.Request) error {

@@ -22,7 +22,7 @@ func (m *Monitor) begun(ctx context.Context) error {
 	if m.snapshot().Status == StatusRunning || m.isDone() {
 		return &control.Error{Code: CodeRunning, Message: m.name() + " has been started already"}
 	}
-	c, err := m.launch(ctx)
+	c, io, err := m.launch(ctx)
 	if err != nil {
 		m.failed(err)
 		return startError(err)
@@ -31,27 +31,53 @@ func (m *Monitor) begun(ctx context.Context) error {
 	if s.PidStart, err = startTime(s.Pid); err != nil {
 		m.log.Warn("start time", "pid", s.Pid, "err", err) // it has ended already: the pid is not needed
 	}
-	m.mu.Lock()
-	m.container, m.state = c, s
-	m.mu.Unlock()
-	if err := s.save(m.dir, false); err != nil {
-		m.log.Error("record the start", "err", err)
+	var check *health
+	if m.cfg.Health != nil {
+		if check, err = newHealth(*m.cfg.Health, s.Started, m.ready.health); err != nil {
+			m.log.Error("health check", "err", err) // the configuration was checked
+		} else {
+			course := check.Health
+			s.Health = &course
+		}
 	}
+	m.recordStart(c, io, s)
 	close(m.running)
-	m.watching.Go(m.watch)
+	life, end := context.WithCancel(context.Background())
+	m.watching.Go(func() { m.watchReady(life, &s) })
+	if check != nil {
+		m.watching.Go(func() { m.checkHealth(life, c, check) })
+	}
+	m.watching.Go(func() { m.watch(end) })
 	return nil
 }
 
+// recordStart makes s the container's state, and lets its output out: whoever
+// sees that finds a running container.
+func (m *Monitor) recordStart(c Container, io *stdio, s State) {
+	m.recording.Lock()
+	defer m.recording.Unlock()
+	m.mu.Lock()
+	m.container, m.state = c, s
+	m.mu.Unlock()
+	m.pump("stdout", io.out, m.out)
+	if io.err != nil {
+		m.pump("stderr", io.err, m.err)
+	}
+	if err := s.save(m.dir, false); err != nil {
+		m.log.Error("record the start", "err", err)
+	}
+}
+
 // launch makes the streams and the processes.
-func (m *Monitor) launch(ctx context.Context) (Container, error) {
+func (m *Monitor) launch(ctx context.Context) (Container, *stdio, error) {
 	io, err := newStdio(!m.cfg.TTY && m.cfg.OpenStdin, !m.cfg.TTY, !m.cfg.TTY)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c, err := m.runner.Start(context.WithoutCancel(ctx), m.cfg, io.files)
 	if err != nil {
 		io.close()
-		return nil, err
+		return nil, nil, err
 	}
 	io.files.close()
 	m.mu.Lock()
@@ -63,18 +89,17 @@ func (m *Monitor) launch(ctx context.Context) (Container, error) {
 	} else if io.in != nil {
 		m.stdin = &input{f: io.in}
 	}
-	m.pump("stdout", io.out, m.out)
-	if io.err != nil {
-		m.pump("stderr", io.err, m.err)
-	}
-	return c, nil
+	return c, io, nil
 }
 
 func (m *Monitor) pump(stream string, r *os.File, o *output) {
 	o.ended = make(chan struct{})
 	o.pumped.Go(func() {
 		complained := false
+		lines := lineScan{w: m.line}
+		defer lines.end()
 		pump(r, o.ended, grace, func(p []byte) bool {
+			lines.write(p)
 			if err := m.json.Write(stream, p); err != nil && !complained {
 				complained = true
 				m.log.Error("write the log", "stream", stream, "err", err)
@@ -88,9 +113,12 @@ func (m *Monitor) pump(stream string, r *os.File, o *output) {
 	})
 }
 
-// watch waits for the container's end and brings everything to it.
-func (m *Monitor) watch() {
+// watch waits for the container's end and brings everything to it. end ends
+// what goes on beside it; that is not waited for, as it may be looking at a
+// file system that does not answer.
+func (m *Monitor) watch(end func()) {
 	status, err := m.container.Init().Wait(context.Background())
+	end()
 	oom := m.container.OOMKilled()
 	if err := m.container.Kill(); err != nil {
 		m.log.Warn("kill what is left", "err", err)
@@ -105,14 +133,16 @@ func (m *Monitor) watch() {
 	if m.stdin != nil {
 		m.stdin.close()
 	}
-	s, exit := m.state, status.exit()
 	m.mu.Unlock()
+	exit := status.exit()
 	if err != nil {
 		exit = Exit{Code: 255, Error: err.Error()}
 	}
-	s.Status, s.Finished, s.Paused = StatusExited, now(), false
-	s.ExitCode, s.Signal, s.OOMKilled, s.Error = exit.Code, exit.Signal, oom, exit.Error
-	m.finish(s)
+	m.finish(func(s *State) {
+		s.Status, s.Finished, s.Paused = StatusExited, now(), false
+		s.ExitCode, s.Signal, s.OOMKilled, s.Error = exit.Code, exit.Signal, oom, exit.Error
+		m.readyAtEnd(s)
+	})
 }
 
 // failed is the end of a container that could not be started.
@@ -120,13 +150,19 @@ func (m *Monitor) failed(err error) {
 	for _, o := range m.outputs() {
 		o.closeAll()
 	}
-	m.finish(State{Status: StatusExited, Monitor: os.Getpid(), ExitCode: exitCode(err), Error: err.Error(), Finished: now()})
+	m.finish(func(s *State) {
+		*s = State{Status: StatusExited, Monitor: os.Getpid(), ExitCode: exitCode(err), Error: err.Error(), Finished: now()}
+	})
 }
 
 // finish records the end, then lets those know who wait for it. What is
 // recorded is made durable afterwards, in cleanUp: after a power cut in
 // between, a container whose fate is unknown is what the next daemon finds.
-func (m *Monitor) finish(s State) {
+func (m *Monitor) finish(change func(*State)) {
+	m.recording.Lock()
+	defer m.recording.Unlock()
+	s := m.snapshot()
+	change(&s)
 	dir, err := m.dir, error(nil)
 	if m.cfg.Remove {
 		dir = filepath.Join(filepath.Dir(m.dir), trashPrefix+filepath.Base(m.dir))

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
 )
 
 // What a container is doing.
@@ -25,16 +27,19 @@ const (
 // State is what became of a container so far.
 type State struct {
 	Status    string
-	Monitor   int       `json:",omitempty"` // pid of the monitor that wrote this
-	Pid       int       `json:",omitempty"` // of the container's first process
-	PidStart  uint64    `json:",omitempty"` // when that pid was given out, clock ticks since boot: pids are used again
-	Paused    bool      `json:",omitempty"`
-	Started   time.Time `json:",omitzero"`
-	Finished  time.Time `json:",omitzero"`
-	ExitCode  int       // 128+N if signal N ended it
-	Signal    string    `json:",omitempty"` // that ended it: "SIGKILL"
-	OOMKilled bool      `json:",omitempty"`
-	Error     string    `json:",omitempty"` // why it could not be started
+	Monitor   int             `json:",omitempty"` // pid of the monitor that wrote this
+	Pid       int             `json:",omitempty"` // of the container's first process
+	PidStart  uint64          `json:",omitempty"` // when that pid was given out, clock ticks since boot: pids are used again
+	Paused    bool            `json:",omitempty"`
+	Started   time.Time       `json:",omitzero"`
+	Finished  time.Time       `json:",omitzero"`
+	ExitCode  int             // 128+N if signal N ended it
+	Signal    string          `json:",omitempty"` // that ended it: "SIGKILL"
+	OOMKilled bool            `json:",omitempty"`
+	Error     string          `json:",omitempty"` // why it could not be started
+	Ready     time.Time       `json:",omitzero"`  // when it was, since Started
+	ReadyBy   string          `json:",omitempty"` // what said so: ReadyByLine, …
+	Health    *control.Health `json:",omitempty"` // nil without a health check; never changed, but replaced
 }
 
 // LoadState reads the state of the container in dir. Without a state, or with a

@@ -28,6 +28,7 @@ func TestConfigErrors(t *testing.T) {
 	for name, text := range map[string]string{
 		"empty": "", "not JSON": "{", "no ID": `{"Spec":{"process":{}},"Socket":"/s"}`, "no spec": `{"ID":"a","Socket":"/s"}`,
 		"no process": `{"ID":"a","Spec":{},"Socket":"/s"}`, "no socket": `{"ID":"a","Spec":{"process":{}}}`,
+		"bad ready": `{"ID":"a","Spec":{"process":{}},"Socket":"/s","Ready":"port=0"}`, "bad health": `{"ID":"a","Spec":{"process":{}},"Socket":"/s","Health":{"Test":["x"]}}`,
 		"bad signal": `{"ID":"a","Spec":{"process":{}},"Socket":"/s","StopSignal":"SIGNOPE"}`,
 	} {
 		if c, err := decodeConfig([]byte(text)); err == nil {

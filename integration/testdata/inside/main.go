@@ -35,6 +35,11 @@ func main() {
 			panic(err)
 		}
 		os.Exit(code)
+	case "make": // a file
+		if err := os.WriteFile(os.Args[2], nil, 0o600); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case "wait": // until it is killed
 		fmt.Println("waiting")
 		time.Sleep(time.Hour)

@@ -1,10 +1,12 @@
 // Inside is the program that the tests run in a container: "echo WORD...",
-// "cat", "write FILE TEXT", "wait" (for ever, until SIGTERM, then status 9).
+// "cat", "write FILE TEXT", "wait" (for ever, until SIGTERM, then status 9),
+// "listen ADDRESS" (at a TCP port, and wait).
 package main
 
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -24,6 +26,12 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+	case "listen":
+		if _, err := net.Listen("tcp", args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fallthrough
 	case "wait":
 		fmt.Println("ready")
 		<-term
