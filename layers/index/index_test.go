@@ -641,3 +641,34 @@ func TestParseOtherBlob(t *testing.T) {
 		t.Errorf("Parse = %v (root was %v), want ErrCorrupt", err, root)
 	}
 }
+
+// Indexes and bundles that version 1 wrote are read for ever. The files are what
+// Write and WriteBundle made of the samples once.
+func TestGolden(t *testing.T) {
+	p, err := os.ReadFile("testdata/v1.prefix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := layers.ParseSum("sha256:b7e864defcb80c0dd17b0a2010aa0d209ecf11ea00b7257112d61b99f81c34f3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(p, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := sampleImage()
+	want.Layers[0].Windows, got.Layers[0].Table, got.Layers[2].Table = nil, nil, nil
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Parse of an old index (-want +got):\n%s", diff)
+	}
+	b, err := os.ReadFile("testdata/v1.bundle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pr, plain := bundled(100, 2000, 17)
+	its, read, err := readBundle(pr, bytes.NewReader(b))
+	if err != nil || !slices.Equal(its, pr.Items) || !slices.EqualFunc(read, plain, bytes.Equal) {
+		t.Errorf("an old bundle: %d items, %v", len(its), err)
+	}
+}
