@@ -4,7 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,11 @@ func (c *snapctlClient) output(ctx context.Context, args ...string) (string, err
 func (c *snapctlClient) pull(context.Context, string) error { return nil }
 
 func (c *snapctlClient) start(name, ref string, t task) (*started, error) {
-	argv := c.argv("run", "--quiet", "--network", "none", "--name", name)
+	return c.run(name, ref, t, nil)
+}
+
+func (c *snapctlClient) run(name, ref string, t task, flags []string) (*started, error) {
+	argv := append(c.argv("run", "--quiet", "--network", "none", "--name", name), flags...)
 	detach := t.Ready.Kind == "tcp"
 	if detach {
 		argv = append(argv, "--detach") // so that the end of the command says that there is a process
@@ -92,8 +97,8 @@ func (c *snapctlClient) stop(ctx context.Context, name string, s *started) error
 }
 
 // A published state of an image is made on a first node, with these commands
-// of snapctl, and used by a second one. {ref} stands for the image, {name} for a
-// name for a container; {task} for the arguments of its task.
+// of snapctl, and used by a second one. {ref} stands for the image, {ready} for
+// what makes its task ready.
 var publications = map[string][][]string{
 	formIndex: {
 		{"pull", "--wait", "--quiet", "{ref}"},
@@ -101,42 +106,63 @@ var publications = map[string][][]string{
 	},
 	formProfile: {
 		{"pull", "--wait", "--quiet", "{ref}"},
-		{verbStart},
+		{verbStart, "--record", "--ready", "{ready}"},
 		{"index", "--push", "{ref}"},
 	},
 }
 
-// verbStart in publications starts the task as it is measured, waits until it
-// is ready, and stops it.
+// verbStart in publications starts the task as it is measured, with these flags
+// added, waits until it is ready, and stops it.
 const verbStart = "(start)"
 
 // publish carries out what makes a published state of an image.
 func (c *snapctlClient) publish(ctx context.Context, form, ref string, t task) error {
 	for _, step := range publications[form] {
+		args := expand(step[1:], ref, t)
 		if step[0] == verbStart {
-			if err := once(ctx, c, "record", ref, t); err != nil {
+			start := func(name, ref string, t task) (*started, error) { return c.run(name, ref, t, args) }
+			if err := once(ctx, c, start, "record", ref, t); err != nil {
 				return err
 			}
 			continue
 		}
-		var args []string
-		for _, a := range step {
-			if a == "{task}" {
-				args = append(args, t.Args...)
-				continue
-			}
-			args = append(args, strings.NewReplacer("{ref}", ref).Replace(a))
-		}
-		if _, err := c.output(ctx, args...); err != nil {
+		if _, err := c.output(ctx, append(step[:1:1], args...)...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// expand fills in what the words of a step stand for.
+func expand(words []string, ref string, t task) (args []string) {
+	for i, w := range words {
+		switch w {
+		case "{ref}":
+			args = append(args, ref)
+		case "{ready}":
+			if t.Ready.Kind == "exit" { // which needs no telling
+				args = args[:i-1]
+				continue
+			}
+			args = append(args, t.Ready.flag())
+		default:
+			args = append(args, w)
+		}
+	}
+	return args
+}
+
+// flag is what snapctl run's --ready takes.
+func (r ready) flag() string {
+	if r.Kind == "tcp" {
+		return "port=" + strconv.Itoa(r.Port)
+	}
+	return "line=" + regexp.QuoteMeta(r.Text)
+}
+
 // once starts a task, waits until it is ready, and stops it.
-func once(ctx context.Context, c client, name, ref string, t task) error {
-	s, err := c.start(name, ref, t)
+func once(ctx context.Context, c client, start func(name, ref string, t task) (*started, error), name, ref string, t task) error {
+	s, err := start(name, ref, t)
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,22 @@ func TestConversion(t *testing.T) {
 	}
 }
 
+func TestExpand(t *testing.T) {
+	words := []string{"--record", "--ready", "{ready}", "{ref}"}
+	for _, c := range []struct {
+		ready ready
+		want  string
+	}{
+		{ready{Kind: "line", Text: "1.0 (ok)"}, `--record --ready line=1\.0 \(ok\) r`},
+		{ready{Kind: "tcp", Port: 80}, "--record --ready port=80 r"},
+		{ready{Kind: "exit"}, "--record r"},
+	} {
+		if got := strings.Join(expand(words, "r", task{Ready: c.ready}), " "); got != c.want {
+			t.Errorf("%v: %s, want %s", c.ready, got, c.want)
+		}
+	}
+}
+
 // TestForms: of every form that a system starts there is a way to make it.
 func TestForms(t *testing.T) {
 	for _, s := range systems {
