@@ -21,7 +21,7 @@ import (
 )
 
 const usage = `usage: coldstart [flags]
-       coldstart -report FILE.jsonl… [-md FILE] [-html FILE]
+       coldstart -report FILE.jsonl… [-md FILE] [-html FILE] [-picture FILE]
 
 Times the start of containers from nothing: for each image, system and round, in an
 order that is shuffled within the round, it makes a new file system, starts the system's
@@ -40,7 +40,7 @@ Systems:
 
 type config struct {
 	corpus, work, cache, build, bin, snapfs string
-	out, html, md                           string
+	out, html, md, picture                  string
 	images, systems, links                  list
 	rounds, again                           int
 	seed                                    uint64
@@ -80,6 +80,7 @@ func flags(args []string) (*config, error) {
 	f.StringVar(&c.out, "out", "coldstart.jsonl", "file that a line for each run is added to")
 	f.StringVar(&c.md, "md", "", "file for the summary; default: standard output")
 	f.StringVar(&c.html, "html", "coldstart.html", "file for the page")
+	f.StringVar(&c.picture, "picture", "", "file for a picture (SVG) of the times over the first link")
 	f.DurationVar(&c.timeout, "timeout", 10*time.Minute, "the longest that one run may take")
 	f.BoolVar(&c.short, "short", false, "one round, one warm start, and of the systems ours and overlayfs")
 	f.BoolVar(&c.report, "report", false, "measure nothing: make summary and page of files of earlier runs")
@@ -202,6 +203,15 @@ func (c *config) render(facts []fact) error {
 		fmt.Print(md)
 	} else if err := os.WriteFile(c.md, []byte(md), 0o644); err != nil {
 		return err
+	}
+	if c.picture != "" {
+		svg, err := s.picture()
+		if err == nil {
+			err = os.WriteFile(c.picture, svg, 0o644)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if c.html == "" {
 		return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"math"
@@ -23,6 +24,41 @@ func (s *summary) page() ([]byte, error) {
 	}
 	var b bytes.Buffer
 	err := pageTemplate.Execute(&b, v)
+	return b.Bytes(), err
+}
+
+// pictureSystems are those in the picture.
+var pictureSystems = []string{"snapfs-nothing", "snapfs-index", "snapfs-profile", "overlayfs-par", "stargz", "stargz-opt", "soci"}
+
+type pictureView struct {
+	Width, Height float64
+	Link          string
+	Charts        []placed
+}
+
+type placed struct {
+	X, Y  float64
+	Chart chart
+}
+
+// picture is the times over the first link alone: an SVG for a README.
+func (s *summary) picture() ([]byte, error) {
+	if len(s.Links) == 0 {
+		return nil, errors.New("nothing to draw: no run was measured")
+	}
+	const margin, gap, top = 24.0, 44.0, 100.0
+	l := *s.Links[0]
+	l.Systems = slices.DeleteFunc(slices.Clone(l.Systems), func(name string) bool { return !slices.Contains(pictureSystems, name) })
+	v := pictureView{Width: 2*chartWidth + gap + 2*margin, Height: top, Link: l.title()}
+	for i, image := range l.Images {
+		c := l.timeChart(image)
+		v.Charts = append(v.Charts, placed{margin + float64(i%2)*(chartWidth+gap), v.Height, c})
+		if i%2 == 1 || i == len(l.Images)-1 {
+			v.Height += c.Height + 30
+		}
+	}
+	var b bytes.Buffer
+	err := pageTemplate.ExecuteTemplate(&b, "picture", v)
 	return b.Bytes(), err
 }
 
@@ -267,6 +303,9 @@ func megabytes(n float64) string {
 
 func (l *linkSummary) ratioViews() (list []ratioView) {
 	for _, r := range l.ratios() {
+		if r.Target == 0 && r.Missing != "" {
+			continue
+		}
 		v := ratioView{What: r.What, Each: r.Each, Mean: number("%.2f", r.Over), State: "none"}
 		if r.Worst {
 			v.Mean += " at worst"

@@ -70,6 +70,8 @@ type run struct {
 	Stats       map[string]int64 `json:"stats,omitempty"`
 	Line        timeline         `json:"line"`
 	Load        float64          `json:"load"` // of the machine in the last minute, before
+
+	session int // its number among those that were read
 }
 
 // A timeline is what came over the link until ready.

@@ -38,9 +38,11 @@ func summarize(facts []fact) *summary {
 	s := new(summary)
 	all := make(map[string]*touched)
 	links := make(map[string]*linkSummary)
+	sessions := 0
 	for _, f := range facts {
 		switch {
 		case f.Session != nil:
+			sessions++
 			s.addSession(f.Session)
 		case f.Touched != nil:
 			all[f.Touched.Image] = f.Touched
@@ -55,7 +57,7 @@ func summarize(facts []fact) *summary {
 				links[f.Run.Link] = l
 				s.Links = append(s.Links, l)
 			}
-			l.add(f.Run)
+			l.add(f.Run, sessions)
 		}
 	}
 	for _, l := range s.Links {
@@ -82,7 +84,8 @@ func (s *summary) addSession(n *session) {
 	}
 }
 
-func (l *linkSummary) add(r *run) {
+func (l *linkSummary) add(r *run, session int) {
+	r.session = session
 	c := l.cell(r.Image, r.System)
 	if r.Error != "" {
 		c.errors = append(c.errors, r.Error)
@@ -301,7 +304,7 @@ func (l *linkSummary) ratio(image, system, base string, q quantity) float64 {
 			continue
 		}
 		for _, o := range theirs.runs {
-			if o.Round == r.Round {
+			if o.session == r.session && o.Round == r.Round {
 				list = append(list, q.of(r)/q.of(o))
 			}
 		}

@@ -119,6 +119,17 @@ func TestSummary(t *testing.T) {
 	}
 }
 
+// TestSessions: rounds of different sessions are not compared.
+func TestSessions(t *testing.T) {
+	run := func(system string, total float64) fact {
+		return fact{Run: &run{Link: "0/0", Image: "redis", System: system, Round: 1, Total: total}}
+	}
+	s := summarize([]fact{{Session: new(session)}, run("overlayfs", 10), run("snapfs-index", 5), {Session: new(session)}, run("overlayfs", 100), run("snapfs-index", 50)})
+	if got := s.Links[0].ratio("redis", "snapfs-index", "overlayfs", total); got != 0.5 {
+		t.Errorf("ratio %v, want 0.5", got)
+	}
+}
+
 // golden compares with a file of testdata.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
@@ -165,6 +176,15 @@ func TestRender(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "page.html", page)
+	picture, err := s.picture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "picture.svg", picture)
+	checkDrawing(t, string(picture))
+	if _, err := new(summary).picture(); err == nil {
+		t.Error("a picture of nothing")
+	}
 	for _, bad := range []string{"<failed>", "<u>", "NaN", "http://", "https://", "ZgotmplZ", "<script"} {
 		if bytes.Contains(page, []byte(bad)) {
 			t.Errorf("the page contains %s", bad)
