@@ -171,6 +171,15 @@ func (l *linkSummary) ratioTable(b *strings.Builder) {
 	}
 }
 
+// beginning is the first n bytes of a text, on one line.
+func beginning(s string, n int) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return s
+}
+
 func (l *linkSummary) failures(b *strings.Builder) {
 	var lines []string
 	for _, image := range l.Images {
@@ -179,7 +188,7 @@ func (l *linkSummary) failures(b *strings.Builder) {
 			if c == nil || len(c.errors) == 0 {
 				continue
 			}
-			lines = append(lines, fmt.Sprintf("- %s, %s: %d of %d: %s\n", system, image, len(c.errors), len(c.errors)+len(c.runs), lastLines(c.errors[0], 300)))
+			lines = append(lines, fmt.Sprintf("- %s, %s: %d of %d: %s\n", system, image, len(c.errors), len(c.errors)+len(c.runs), beginning(c.errors[0], 400)))
 		}
 	}
 	if len(lines) > 0 {
