@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 
 	"github.com/snapfs/snapfs/internal/control"
@@ -202,26 +201,4 @@ func rm(ctx context.Context, env *Env, args []string) error {
 		}
 		return err
 	})
-}
-
-func top(ctx context.Context, env *Env, args []string) error {
-	f := &flagSet{usage: "top CONTAINER", about: "List the processes of a container, with their process IDs on this machine.", example: "snapctl top web"}
-	rest, err := f.parse(env, args, 1, 1)
-	if err != nil {
-		return err
-	}
-	c, err := env.running(ctx, rest[0])
-	if err != nil {
-		return err
-	}
-	var list []monitor.Proc
-	if err := monitor.Call(ctx, c.Socket, monitor.OpTop, nil, &list); err != nil {
-		return err
-	}
-	t := newTable("UID", "PID", "PPID", "STATE", "CPU", "COMMAND")
-	for _, p := range list {
-		// The kernel reports times in units of 1/100 s on every architecture (USER_HZ).
-		t.row(fmt.Sprint(p.UID), fmt.Sprint(p.Pid), fmt.Sprint(p.PPid), p.State, fmt.Sprintf("%.2fs", float64(p.Ticks)/100), strings.Join(p.Args, " "))
-	}
-	return env.table(t, list)
 }

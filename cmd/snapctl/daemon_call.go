@@ -17,7 +17,7 @@ import (
 // repeatable are the requests that may be made a second time when the daemon's
 // worker died while it was carrying out the first.
 var repeatable = map[string]bool{
-	control.OpVersion: true, control.OpInfo: true, control.OpStat: true, control.OpMetrics: true,
+	control.OpVersion: true, control.OpInfo: true, control.OpStat: true, control.OpMetrics: true, control.OpExplain: true,
 	control.OpPull: true, control.OpImages: true, control.OpInspect: true, control.OpTag: true,
 	control.OpMount: true, control.OpMounted: true, control.OpMounts: true, control.OpUmount: true,
 	control.OpCreate: true, // the client chose the ID

@@ -41,73 +41,26 @@ func showEvents(ctx context.Context, env *Env, args []string) error {
 	if _, err := f.parse(env, args, 0, 0); err != nil {
 		return err
 	}
-	return (&eventReader{env: env, args: a}).run(ctx)
+	r := &eventReader{env: env, args: a}
+	err := (&follower{env: env, op: control.OpEvents, args: func() any { return r.args }, event: r.event, next: r.next, once: !a.Follow}).run(ctx)
+	if errors.Is(err, context.Canceled) {
+		return &exitError{status: 128 + int(unix.SIGINT)}
+	}
+	return err
 }
 
-// An eventReader prints events, over the deaths of daemons.
+// An eventReader prints events.
 type eventReader struct {
 	env  *Env
 	args control.EventsArgs
-	err  error // of writing
 }
 
-// patience is how long a follower waits for the next daemon, or the next worker.
-const patience = 10 * time.Second
-
-func (r *eventReader) run(ctx context.Context) error {
-	env := *r.env
-	for {
-		began := time.Now()
-		call, cancel := context.WithCancel(ctx)
-		_, err := env.request(call, control.OpEvents, r.args, nil, func(raw json.RawMessage) {
-			if r.err = errors.Join(r.err, r.event(raw)); r.err != nil {
-				cancel()
-			}
-		})
-		cancel()
-		switch {
-		case errors.Is(r.err, unix.EPIPE): // whoever read it does not want any more
-			return &exitError{status: 128 + int(unix.SIGPIPE)}
-		case r.err != nil:
-			return r.err
-		case errors.Is(err, context.Canceled):
-			return &exitError{status: 128 + int(unix.SIGINT)}
-		case !r.args.Follow || !replaced(err):
-			return err
-		}
-		env.NoAutostart = true // a daemon that was stopped is not to be started by who looks on
-		if err := r.next(ctx, &env, began); err != nil {
-			return err
-		}
-	}
-}
-
-// replaced tells whether another daemon, or worker, may soon go on in the place of one that ended.
-func replaced(err error) bool {
-	e, ok := errors.AsType[*control.Error](err)
-	return errors.Is(err, errWentAway) || ok && e.Code == control.CodeUnavailable
-}
-
-// next waits for the next daemon after one that was asked at began.
-func (r *eventReader) next(ctx context.Context, env *Env, began time.Time) error {
+// next prepares for another daemon, after one that was asked at began.
+func (r *eventReader) next(began time.Time) {
 	if r.args.Since.Before(began) {
 		r.args.Since = began
 	}
-	r.args.After = 0 // it counts anew
-	deadline := time.Now().Add(patience)
-	for {
-		err := env.call(ctx, control.OpVersion, nil, nil)
-		if err == nil {
-			fmt.Fprintln(env.Stderr, "snapctl: the daemon's worker was replaced: events may be missing here")
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the daemon has stopped: %w", err)
-		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
-			return &exitError{status: 128 + int(unix.SIGINT)}
-		}
-	}
+	fmt.Fprintln(r.env.Stderr, "snapctl: the daemon's worker was replaced: events may be missing here")
 }
 
 // event prints one event.

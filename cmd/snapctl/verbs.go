@@ -41,7 +41,7 @@ func groups() []struct {
 			{name: "attach", about: "Connect this terminal to a container", run: attach, program: true, completes: "container"},
 			{name: "ps", about: "List containers", run: ps},
 			{name: "logs", about: "Show what a container has written", run: logs, completes: "container"},
-			{name: "top", about: "List the processes of a container", run: top, completes: "container"},
+			{name: "top", about: "Show what is waited for; or list the processes of a container", run: top, completes: "container"},
 			{name: "stop", about: "End containers, politely at first", run: stop, completes: "container"},
 			{name: "kill", about: "Send containers a signal", run: kill, completes: "container"},
 			{name: "pause", about: "Freeze containers", run: pause, completes: "container"},
@@ -59,6 +59,7 @@ func groups() []struct {
 			{name: "index", about: "Make, publish and sign what lets any image start lazily", run: index, completes: "image"},
 			{name: "mount", about: "Mount an image, or list such mounts", run: mount, completes: "image"},
 			{name: "umount", about: "Unmount images", run: umount},
+			{name: "explain", about: "Tell how an image or a container started, and why so", run: explainStart, completes: "container"},
 			{name: "inspect", about: "Show all about containers and images", run: inspect, completes: "container"},
 		}},
 		{"Daemon", []verb{

@@ -41,8 +41,10 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 		d.metrics(&t)
 		return t.String(), nil
 	}),
-	control.OpEvents: (*daemon).serveEvents,
-	control.OpStop:   simple(func(d *daemon, ctx context.Context, _ struct{}) (any, error) { return nil, d.w.StopDaemon(ctx) }),
+	control.OpExplain: simple((*daemon).explain),
+	control.OpTop:     (*daemon).serveTop,
+	control.OpEvents:  (*daemon).serveEvents,
+	control.OpStop:    simple(func(d *daemon, ctx context.Context, _ struct{}) (any, error) { return nil, d.w.StopDaemon(ctx) }),
 
 	control.OpPull:   long((*daemon).pull),
 	control.OpImages: simple(func(d *daemon, _ context.Context, _ struct{}) ([]control.Image, error) { return d.images.List() }),

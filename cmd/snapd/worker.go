@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -41,6 +42,7 @@ type daemon struct {
 	meter      meter.Meter
 	starts     *starts.Book
 	tracer     *telemetry.Tracer
+	tops       atomic.Int32 // requests of OpTop under way
 	fetcher    *fetch.Fetcher
 	images     *images.Service
 	containers *containers.Service

@@ -290,11 +290,14 @@ func (s *Service) List(all bool) []control.Container {
 	return rows
 }
 
+// Manifest is the digest of the manifest of a container's image.
+func Manifest(c control.Container) digest.Digest { return digest.Digest(c.Labels[labelManifest]) }
+
 // Users tells which containers use which images, for images.Options.
 func (s *Service) Users() map[digest.Digest][]images.User {
 	users := map[digest.Digest][]images.User{}
 	for _, row := range s.List(true) {
-		d := digest.Digest(row.Labels[labelManifest])
+		d := Manifest(row)
 		users[d] = append(users[d], images.User{Name: row.Name, Running: row.Socket != ""})
 	}
 	return users

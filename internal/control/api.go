@@ -12,12 +12,14 @@ const (
 	OpInfo    = "info"    // nil → Info
 	OpStat    = "stat"    // nil → map[string]int64
 	OpMetrics = "metrics" // nil → string: Prometheus' text format
+	OpTop     = "top"     // TopArgs, events Top
 	OpEvents  = "events"  // EventsArgs, events Event
 	OpStop    = "daemon.stop"
 
 	OpPull    = "image.pull"    // PullArgs, events Progress → Image
 	OpImages  = "image.list"    // nil → []Image
 	OpInspect = "image.inspect" // RefArgs → ImageDetail
+	OpExplain = "explain"       // ExplainArgs → Explanation
 	OpRmi     = "image.remove"  // RemoveImagesArgs → []Removed
 	OpPush    = "image.push"    // PushArgs, events Progress → Pushed
 	OpConvert = "image.convert" // ConvertArgs, events Progress → Pushed
@@ -134,7 +136,7 @@ type Phase struct {
 // FileWait says how reads of one file waited for the network. Times may be at
 // the same time as others'.
 type FileWait struct {
-	Object  string        // SHA-256 of the file
+	Object  string        // digest of the file, sha256:…
 	Path    string        `json:",omitempty"` // in the image; of several, one
 	N       int           // reads that waited
 	First   time.Duration // when the first began to
@@ -203,6 +205,7 @@ type LayerDetail struct {
 	Lazy                      bool
 	Why                       string // why it is not lazy
 	Complete                  bool
+	Local                     int64  // of Size, bytes not needing the network any more
 	Origin                    string // of its index: "toc", "own", "published"
 	Signer                    string `json:",omitempty"` // ID of the key that signed a published one
 	Index                     string `json:",omitempty"` // root of a published one
@@ -218,6 +221,78 @@ type ImageDetail struct {
 	Metadata         string
 	Quarantine       string `json:",omitempty"` // why nothing may be started on it
 	Profile          ProfileInfo
+}
+
+// ExplainArgs names a container or an image. Type "container" or "image" says
+// which; "" is a container if there is one of that name.
+type ExplainArgs struct{ Name, Type string }
+
+// Explanation tells what is known of an image, and of a container on it.
+type Explanation struct {
+	Container *Container   `json:",omitempty"`
+	Image     *ImageDetail `json:",omitempty"` // nil: it was removed. Without its documents
+	Running   []string     `json:",omitempty"` // names of the containers that run on it
+	Start     *Start       `json:",omitempty"` // the container's last start, or the last on the image
+	Pull      *Start       `json:",omitempty"` // its last pull
+	Since     time.Time    // when the daemon's worker began to count Misses
+	Misses    Misses
+}
+
+// Misses are reads that waited for the network.
+type Misses struct {
+	N, Failed int64
+	Bytes     int64         // that readers got
+	Waited    time.Duration // all of them together
+	P50, P99  time.Duration // half of them, and all but a hundredth, waited no longer
+}
+
+// TopArgs asks what the daemon is doing: a Top after every Every (0: 1 s; from
+// 100 ms to 1 min), Count of them (0: until the client hangs up).
+type TopArgs struct {
+	Every time.Duration `json:",omitempty"`
+	Count int           `json:",omitempty"`
+}
+
+// Top is what the daemon did in the time Over before Time.
+type Top struct {
+	Time     time.Time
+	Over     time.Duration
+	Worker   int // pid
+	Restarts int
+	Memory   int64   // resident bytes of the worker
+	Activity         // all images together, and what is none's
+	Requests float64 // HTTP requests of registries a second
+	Received float64 // and body bytes
+	Reads    float64 // FUSE READs a second, also those that did not wait
+	Queues   []Queue
+	Images   []TopImage // in use or active, the busiest first
+}
+
+// Activity is what was waited for and what came, per second.
+type Activity struct {
+	Misses   float64       // reads that waited for the network and ended
+	P50, P99 time.Duration // how long they waited
+	Waiting  float64       // how many waited at any time, on average
+	Read     float64       // bytes that they got
+	Fetched  float64       // stored bytes of layers that came, also in the background
+	Failed   int64         // reads that got an error, in all of the time
+}
+
+// Queue is what requests of one class are doing.
+type Queue struct {
+	Class         string // "demand", "ahead", "background", …
+	Waiting, Open int    // for their turn; under way
+}
+
+// TopImage is an image's part in a Top. What layers do counts for every image that has them.
+type TopImage struct {
+	Ref, Digest string
+	Size, Local int64
+	Complete    bool `json:",omitempty"`
+	Quarantined bool `json:",omitempty"`
+	Activity
+	Running []string `json:",omitempty"` // names of containers
+	Mounts  int      `json:",omitempty"`
 }
 
 // RemoveImagesArgs names images to remove. Force removes those that stopped containers use, too.

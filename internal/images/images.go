@@ -93,6 +93,7 @@ type Service struct {
 	booting    booting
 	starts     starts
 	misses     sync.Map // layer key → time.Time of the last read that waited
+	localParts locals
 	background sync.WaitGroup
 	worked     atomic.Bool   // something was pulled or built since memory was given back
 	unpacking  chan struct{} // has room for as many layers as are unpacked at once

@@ -104,13 +104,14 @@ func (s *Service) describe(tx *bolt.Tx, k *Known) (control.Image, []control.Laye
 			details = append(details, control.LayerDetail{Digest: "sha256:" + key, Why: "lost in an unclean boot; comes back with the next use"})
 			continue
 		}
+		local := s.local(key, &l)
 		im.Size += l.Desc.Size
-		im.Local += s.local(key, &l)
+		im.Local += local
 		im.Lazy = im.Lazy && l.lazy()
 		im.Complete = im.Complete && l.Complete
 		details = append(details, control.LayerDetail{
 			Digest: string(l.Desc.Digest), DiffID: string(l.DiffID), MediaType: l.Desc.MediaType, Size: l.Desc.Size,
-			Format: l.Format, Lazy: l.lazy(), Why: l.Why, Complete: l.Complete,
+			Format: l.Format, Lazy: l.lazy(), Why: l.Why, Complete: l.Complete, Local: local,
 			Origin: l.origin(), Signer: l.Signer, Index: l.Root,
 		})
 	}

@@ -80,6 +80,17 @@ func (m *Meter) Of(keys []string) (s Sum) {
 	return s
 }
 
+// Since is what was counted after before. What a layer that was forgotten
+// meanwhile had counted is not taken away.
+func (s Sum) Since(before Sum) Sum {
+	for i := range s.Took.N {
+		s.Took.N[i] = max(0, s.Took.N[i]-before.Took.N[i])
+	}
+	s.Took.Sum = max(0, s.Took.Sum-before.Took.Sum)
+	s.Bytes, s.Failed = max(0, s.Bytes-before.Bytes), max(0, s.Failed-before.Failed)
+	return s
+}
+
 // Sum is what l has counted.
 func (l *Layer) Sum() Sum { return Sum{l.Took.Counts(), l.Bytes.Load(), l.Failed.Load()} }
 

@@ -88,6 +88,12 @@ func TestMeter(t *testing.T) {
 	if got := m.Last([]string{"unknown"}); !got.IsZero() {
 		t.Errorf("Last of nothing = %v", got)
 	}
+	if d := m.Of([]string{"b", "c"}).Since(m.Of([]string{"c"})); d.Took.Total() != 2 || d.Bytes != 15 || d.Failed != 0 || d.Took.Sum != time.Second+time.Millisecond {
+		t.Errorf("b and c, less c: %+v", d)
+	}
+	if d := m.Of([]string{"a"}).Since(m.Of([]string{"b"})); d.Took.Total() != 0 || d.Bytes != 0 || d.Took.Sum != 0 {
+		t.Errorf("less than before: %+v", d)
+	}
 	m.Keep(func(key string) bool { return key == "a" })
 	if s := m.Of([]string{"a", "b", "c"}); s.Took.Total() != 1 {
 		t.Errorf("after b and c were removed: %+v", s)
