@@ -75,6 +75,7 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 		}
 		return nil
 	})
+	f.flag(&a.Record, "record", "let the daemon serve all files, and record what the start reads for the image's boot profile")
 	f.flag(&a.ReadOnly, "read-only", "make the root file system read-only")
 	f.add("ready", "WHAT", "it is ready when: line=REGEX of its output, port=NUMBER listened at, or file=PATH exists", func(s string) error {
 		a.Ready = s

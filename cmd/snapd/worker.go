@@ -104,8 +104,8 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	d.registry = registry.New(registry.Options{
 		Credentials: credentials.Lookup,
 		HostDirs:    c.Registry.ConfigDirs, PlainHTTP: c.Registry.PlainHTTP,
-		Timeouts:  registry.Timeouts{Connect: time.Duration(c.Registry.ConnectTimeout), Stall: time.Duration(c.Registry.StallTimeout)},
-		UserAgent: "snapfs/" + version, SpoolDir: filepath.Join(c.Root, "tmp"), Log: d.log, Stats: &d.counts,
+		Timeouts: registry.Timeouts{Connect: time.Duration(c.Registry.ConnectTimeout), Stall: time.Duration(c.Registry.StallTimeout)},
+		Limit:    int64(c.Pull.Bandwidth), UserAgent: "snapfs/" + version, SpoolDir: filepath.Join(c.Root, "tmp"), Log: d.log, Stats: &d.counts,
 	})
 	d.fetcher = fetch.New(fetch.Options{
 		Store: d.store, Log: d.log,
@@ -126,7 +126,8 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.containers, err = containers.Open(ctx, containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Events: d.events, Starts: d.starts, Log: d.log,
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d,
+		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	return err
 }

@@ -103,13 +103,14 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	done()
 	start.Container(c.ID, c.Name)
 	done = start.Phase("monitor")
+	s.Images.Prepare(c.ID, image)
 	if err := s.spawn(ctx, c); err != nil {
+		s.Images.Ready(c.ID, false)
 		s.forget(c.ID)
 		return nil, errors.Join(err, s.erase(c.ID))
 	}
 	done()
 	s.event(events.Create, c)
-	s.Images.Complete(image)
 	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket, Warnings: warnings}, nil
 }
 
@@ -279,6 +280,7 @@ func (s *Service) remount(ctx context.Context, c *monitor.Config) error {
 	if err != nil {
 		return err
 	}
+	s.Images.Prepare(c.ID, image)
 	rootfs.Upper, rootfs.Work, rootfs.Volatile = c.Rootfs.Upper, c.Rootfs.Work, c.Rootfs.Volatile
 	changed := *c
 	changed.Rootfs = rootfs

@@ -183,16 +183,10 @@ func (st *starts) drop(container string) {
 	st.order = slices.DeleteFunc(st.order, func(id string) bool { return id == container })
 }
 
-// Abandon forgets a container that will not be ready.
-func (s *Service) Abandon(container string) {
-	s.starts.mu.Lock()
-	defer s.starts.mu.Unlock()
-	s.starts.drop(container)
-}
-
-// Ready hears that a container is ready: what it has read is kept, and published
-// if it is the first of its image; the rest of the image follows.
-func (s *Service) Ready(container string) {
+// Ready hears that a start is over. If the container became ready, what it has
+// read is kept, and published if it is the first of its image. The rest of the
+// image follows.
+func (s *Service) Ready(container string, ready bool) {
 	s.starts.mu.Lock()
 	st := s.starts.on[container]
 	delete(s.starts.on, container)
@@ -201,16 +195,25 @@ func (s *Service) Ready(container string) {
 	if st == nil { // it started before this worker did
 		return
 	}
-	old := s.profile(st.k.Desc.Digest)
 	touched, _ := st.rec.Stop()
-	if p := s.profileOf(st.k, touched); len(p.Items) > 0 {
-		if err := s.keepProfile(st.k.Desc.Digest, index.Merge(old, p)); err != nil {
-			s.Log.Warn("boot profile", "ref", st.k.Ref, "err", err)
-		} else if old == nil {
-			s.publishSoon(&st.k.manifestRow)
-		}
+	if ready {
+		s.learn(st.k, touched)
 	}
 	s.Complete(st.k)
+}
+
+// learn adds a start to the boot profile of an image.
+func (s *Service) learn(k *Known, touched []fetch.Touch) {
+	p := s.profileOf(k, touched)
+	if len(p.Items) == 0 { // everything was local
+		return
+	}
+	old := s.profile(k.Desc.Digest)
+	if err := s.keepProfile(k.Desc.Digest, index.Merge(old, p)); err != nil {
+		s.Log.Warn("boot profile", "ref", k.Ref, "err", err)
+	} else if old == nil {
+		s.publishSoon(&k.manifestRow)
+	}
 }
 
 // profileOf makes a profile of one start out of what was read of the image.
