@@ -78,6 +78,37 @@ func TestRemoveReleasesDisk(t *testing.T) {
 	}
 }
 
+// TestRemoveBetween tries to remove an image between the preparation of a mount
+// and its record, when a client knows how to mount it and has not done so yet.
+func TestRemoveBetween(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t)
+	m := startMachine(t, "")
+	im := newImage(t, eStargz, someFiles(1010, "data", 5))
+	ref := hub.put(t, "between", im)
+	rmi := func() error {
+		return m.call(control.OpRmi, control.RemoveImagesArgs{Refs: []string{ref}, Force: true}, nil)
+	}
+	a := control.MountArgs{Ref: ref, Target: filepath.Join(m.dir, "nowhere")}
+	var mnt control.Mount
+	m.must(control.OpMount, a, &mnt)
+	checkError(t, rmi(), control.CodeInUse, "between", "begins to use it")
+	m.must(control.OpMounted, mnt, nil)
+	checkError(t, rmi(), control.CodeInUse, "between", a.Target)
+	m.must(control.OpUmount, mnt, nil)
+	m.must(control.OpMount, a, &mnt)
+	checkError(t, m.call(control.OpUmount, mnt, nil), control.CodeNotFound, a.Target) // given up, without a record
+	if err := rmi(); err != nil {
+		t.Fatal(err)
+	}
+	checkError(t, m.call(control.OpMounted, mnt, nil), control.CodeNotFound, "between", "removed meanwhile")
+	var list []control.Mount
+	if m.must(control.OpMounts, nil, &list); len(list) != 0 {
+		t.Errorf("mounts: %+v", list)
+	}
+	m.nothingLeft()
+}
+
 // TestUncleanBoot makes the daemon believe that the machine went down before an
 // unpacked layer was safely on disk, and harms its bytes.
 func TestUncleanBoot(t *testing.T) {

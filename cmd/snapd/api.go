@@ -208,14 +208,16 @@ func (d *daemon) prepareMount(ctx context.Context, a control.MountArgs, p func(c
 	if policy == "" {
 		policy = images.PullMissing
 	}
-	k, err := d.images.Pull(ctx, control.PullArgs{Ref: a.Ref, Platform: a.Platform, Policy: policy}, p)
+	k, release, err := d.images.Use(ctx, control.PullArgs{Ref: a.Ref, Platform: a.Platform, Policy: policy}, p)
 	if err != nil {
 		return control.Mount{}, err
 	}
 	rootfs, err := d.images.Rootfs(ctx, k, false)
 	if err != nil {
+		release()
 		return control.Mount{}, err
 	}
+	d.images.Prepared(a.Target, release)
 	rootfs.Upper, rootfs.Work, rootfs.ReadOnly = a.Upper, a.Work, a.Upper == ""
 	d.images.Complete(k)
 	return control.Mount{ID: k.Tree[:12], Ref: k.Ref, Target: a.Target, Rootfs: rootfs}, nil

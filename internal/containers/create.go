@@ -77,10 +77,11 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	start := s.Starts.Begin(starts.Run, familiar(a.Image))
 	defer func() { start.Failed(err) }()
 	done := start.Phase(starts.Image)
-	image, err := s.Images.Pull(ctx, control.PullArgs{Ref: a.Image, Platform: a.Platform, Policy: policy}, start.Watch(progress))
+	image, release, err := s.Images.Use(ctx, control.PullArgs{Ref: a.Image, Platform: a.Platform, Policy: policy}, start.Watch(progress))
 	if err != nil {
 		return nil, err
 	}
+	defer release() // the container is known by then
 	done()
 	start.Image("", string(image.Desc.Digest), image.Layers)
 	done = start.Phase("mount")
@@ -240,20 +241,36 @@ func (s *Service) Start(ctx context.Context, name string) (*control.Created, err
 	}
 	start := s.again(c)
 	if !monitor.Alive(s.dir(id)) {
-		done := start.Phase("mount")
-		if err := s.remount(ctx, c); err != nil {
+		if err := s.revive(ctx, c, start); err != nil {
 			start.Failed(err)
 			return nil, err
 		}
-		done()
-		done = start.Phase("monitor")
-		if err := s.spawn(ctx, c); err != nil {
-			start.Failed(err)
-			return nil, err
-		}
-		done()
 	}
 	return &control.Created{ID: id, Name: c.Name, Socket: c.Socket}, nil
+}
+
+// revive gives a container without a monitor its root file system and a monitor.
+func (s *Service) revive(ctx context.Context, c *monitor.Config, start *starts.Start) error {
+	done := start.Phase("mount")
+	image, err := s.Images.Get(c.Labels[labelManifest])
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	release, err := s.Images.Hold(image)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	defer release() // it has a monitor by then, and so is running
+	if err := s.remount(ctx, c, image); err != nil {
+		return err
+	}
+	done()
+	done = start.Phase("monitor")
+	if err := s.spawn(ctx, c); err != nil {
+		return err
+	}
+	done()
+	return nil
 }
 
 // again begins the record of another start of a container; nil if it runs.
@@ -271,11 +288,7 @@ func (s *Service) again(c *monitor.Config) *starts.Start {
 
 // remount sees to it that the container's metadata image is mounted: the
 // machine may have been started anew. The image may have been sealed since.
-func (s *Service) remount(ctx context.Context, c *monitor.Config) error {
-	image, err := s.Images.Get(c.Labels[labelManifest])
-	if err != nil {
-		return fmt.Errorf("container %s: %w", c.Name, err)
-	}
+func (s *Service) remount(ctx context.Context, c *monitor.Config, image *images.Known) error {
 	rootfs, err := s.Images.Rootfs(ctx, image, false)
 	if err != nil {
 		return err

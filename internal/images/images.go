@@ -103,6 +103,7 @@ type Service struct {
 	// network with it: what a pull needs is pinned.
 	live sync.RWMutex
 	pins pins
+	uses uses
 
 	mu   sync.Mutex
 	open map[string]*held // lazily readable layers, by key
@@ -299,10 +300,13 @@ func (s *Service) mapPath(key string) string {
 	return filepath.Join(s.Root, "layers", key+".map")
 }
 
+// sealedSuffix ends the name of a tree's metadata image that has small files in it.
+const sealedSuffix = "-sealed"
+
 // treeName is a tree's name as a mount and, with .erofs, as a file.
 func treeName(id string, sealed bool) string {
 	if sealed {
-		return id + "-sealed"
+		return id + sealedSuffix
 	}
 	return id
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -27,6 +28,11 @@ func (s *Service) mark(target string) string {
 
 // RecordMount notes that somebody has mounted an image, so that the image stays.
 func (s *Service) RecordMount(m control.Mount) error {
+	s.live.RLock() // whoever removes images looks at the mounts with it
+	defer s.live.RUnlock()
+	if s.knownTree(strings.TrimSuffix(m.Rootfs.Image, sealedSuffix)) == nil {
+		return fmt.Errorf("image %s: it was removed meanwhile: %w", m.Ref, fs.ErrNotExist)
+	}
 	if err := os.MkdirAll(filepath.Join(s.Run, MountMarks), 0o700); err != nil {
 		return err
 	}
@@ -36,12 +42,14 @@ func (s *Service) RecordMount(m control.Mount) error {
 	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, "mounts", m.Target, m) }); err != nil {
 		return err
 	}
+	s.uses.settle(m.Target)
 	s.event(events.Mount, m.Ref, "target", m.Target)
 	return nil
 }
 
-// ForgetMount undoes RecordMount.
+// ForgetMount undoes RecordMount, or Prepared.
 func (s *Service) ForgetMount(target string) error {
+	s.uses.settle(target)
 	if err := os.Remove(s.mark(target)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

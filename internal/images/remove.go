@@ -91,10 +91,13 @@ func (s *Service) free(k *Known, name string, force bool) error {
 			return fmt.Errorf("image %s: %w by stopped container %s; remove that first, or use --force", name, ErrInUse, u.Name)
 		}
 	}
+	if s.uses.held(k.Desc.Digest) {
+		return fmt.Errorf("image %s: %w by somebody who begins to use it", name, ErrInUse)
+	}
 	var target string
 	s.db.View(func(tx *bolt.Tx) error {
 		return each(tx, "mounts", func(_ string, m *control.Mount) error {
-			if strings.TrimSuffix(m.Rootfs.Image, "-sealed") == k.Tree {
+			if strings.TrimSuffix(m.Rootfs.Image, sealedSuffix) == k.Tree {
 				target = m.Target
 			}
 			return nil
