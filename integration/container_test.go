@@ -85,11 +85,11 @@ func (im *image) checkSums(t testing.TB, top, out string) {
 }
 
 // containerMachine makes a machine with a daemon whose containers are in a cgroup of their own.
-func containerMachine(t *testing.T) *machine {
+func containerMachine(t *testing.T, config ...string) *machine {
 	t.Helper()
 	m := newMachine(t, "")
 	parent := filepath.Base(m.dir)
-	m.config = fmt.Sprintf("cgroup_parent = '/%s'", parent)
+	m.config = strings.Join(append(config, fmt.Sprintf("cgroup_parent = '/%s'", parent)), "\n")
 	t.Cleanup(func() {
 		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 			dirs, _ := filepath.Glob(pattern + parent)
