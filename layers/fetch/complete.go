@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -34,6 +35,9 @@ func (f *Fetcher) Complete(ctx context.Context, keys []string, progress func(hav
 		if err := c.layer(ctx, l); err != nil {
 			return fmt.Errorf("complete layer %s: %w", l.key, err)
 		}
+	}
+	if err := f.store.Flush(); err != nil {
+		return err
 	}
 	return f.store.Barrier(ctx)
 }
@@ -68,6 +72,9 @@ type completion struct {
 	next   int   // item of the current layer
 	err    error // ends the pass
 }
+
+// decoders is how many requests are decoded at once, while the line is full.
+var decoders = min(4, goruntime.GOMAXPROCS(0)+1)
 
 // passes is how often a layer is gone through before its errors are believed.
 // Between two there is a pause, each twice as long as the one before: 3 s in all.
@@ -119,8 +126,8 @@ func passing(err error) bool {
 func (c *completion) pass(ctx context.Context, l *layer, ord *order) {
 	c.next, c.err = 0, nil
 	var wg sync.WaitGroup
-	// One more than the gate lets through: it decodes meanwhile.
-	for range c.f.o.Parallel + 1 {
+	// More than the gate lets through: they decode meanwhile.
+	for range c.f.o.Parallel + decoders {
 		wg.Go(func() { c.work(ctx, l, ord) })
 	}
 	wg.Wait()

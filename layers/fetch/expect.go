@@ -160,7 +160,7 @@ func (f *Fetcher) Insert(sum layers.Sum, off int64, plain []byte) (bool, error) 
 	if fl == nil && o.has(i) {
 		return false, nil
 	}
-	last, err := o.keep(i, plain)
+	last, err := o.keep(i, plain, false)
 	if isDigest(err) {
 		return false, err
 	}

@@ -83,7 +83,7 @@ type Options struct {
 // Lock order: an object's mu, then mu.
 type Fetcher struct {
 	o      Options
-	store  *objects.Store
+	store  *shelf
 	log    *slog.Logger
 	base   context.Context // ends with Close: the lifetime of requests
 	cancel context.CancelFunc
@@ -95,12 +95,13 @@ type Fetcher struct {
 
 	recordings atomic.Pointer[[]*Recording] // nil: none
 
-	mu     sync.RWMutex
-	closed bool
-	layers []*layer // in the order in which they were added
-	objs   map[layers.Sum]*object
-	lies   map[lie]error // how it was found out
-	proofs map[layers.Sum]*proof
+	mu      sync.RWMutex
+	closed  bool
+	layers  []*layer // in the order in which they were added
+	objs    map[layers.Sum]*object
+	evictAt int           // how many there are when evict is worth its while
+	lies    map[lie]error // how it was found out
+	proofs  map[layers.Sum]*proof
 }
 
 // New returns a Fetcher without layers. Close ends it.
@@ -114,8 +115,9 @@ func New(o Options) *Fetcher {
 	if o.Parallel == 0 {
 		o.Parallel = 3
 	}
-	f := &Fetcher{o: o, store: o.Store, log: o.Log, gate: newGate(o.Parallel), tails: new(tails),
+	f := &Fetcher{o: o, store: &shelf{Store: o.Store}, log: o.Log, gate: newGate(o.Parallel), tails: new(tails),
 		objs: make(map[layers.Sum]*object), lies: make(map[lie]error), proofs: make(map[layers.Sum]*proof)}
+	f.store.later, f.store.failed = f.later, f.unkept
 	f.gen.Store(1) // not that of a new object
 	f.base, f.cancel = context.WithCancel(context.Background())
 	return f
@@ -128,6 +130,9 @@ func (f *Fetcher) Close() {
 	f.mu.Unlock()
 	f.cancel()
 	f.wg.Wait()
+	if err := f.store.Flush(); err != nil {
+		f.log.Warn("keep small objects", "err", err)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, o := range f.objs {
@@ -145,6 +150,9 @@ func (f *Fetcher) start(work func()) bool {
 	f.wg.Go(work)
 	return true
 }
+
+// later is start for who does not need to know.
+func (f *Fetcher) later(work func()) { f.start(work) }
 
 // Add makes the objects of a layer available, in place of an earlier one with
 // the same key. The Blob and Index must work until Remove.

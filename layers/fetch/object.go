@@ -20,7 +20,7 @@ type object struct {
 	size   int64
 	chunks []layers.Chunk // sizes and sums; where they lie differs between layers
 	layout [16]byte
-	store  *objects.Store
+	store  *shelf
 
 	// Under Fetcher.mu.
 	refs    int  // readers and flights
@@ -199,8 +199,9 @@ func (f *Fetcher) newObject(sum layers.Sum, s source) (*object, error) {
 		}
 		f.drop(other) // a lie, by now
 	}
-	if len(f.objs) >= maxObjects {
+	if len(f.objs) >= max(maxObjects, f.evictAt) {
 		f.evict()
+		f.evictAt = 2 * len(f.objs) // most of them are in use: not again soon
 	}
 	f.objs[sum] = o
 	o.refs = 1
@@ -293,12 +294,14 @@ func (o *object) readAt(p []byte, off int64) (int, error) {
 	return o.store.ReadAt(o.sum, p, off)
 }
 
-// keep stores chunk i. It is a *layers.DigestError if the bytes are wrong; any
+// keep stores chunk i, a small object with others if nobody waits for it. It is a *layers.DigestError if the bytes are wrong; any
 // other error means that they are right but could not be kept.
-func (o *object) keep(i int, plain []byte) (last bool, err error) {
+func (o *object) keep(i int, plain []byte, gather bool) (last bool, err error) {
 	switch {
 	case o.part != nil:
 		return o.part.Put(i, plain)
+	case len(o.chunks) == 1 && gather:
+		return false, o.store.Gather(o.sum, plain)
 	case len(o.chunks) == 1:
 		return false, o.store.Put(o.sum, plain)
 	}

@@ -253,6 +253,7 @@ func (f *Fetcher) fill(r *request, ord *order, next int, x extent) int {
 			continue
 		}
 		if p, ok := f.missing(r, ord.sums[it.obj], int(it.chunk), x.multi); ok {
+			p.gather = true
 			r.add(p)
 		}
 	}

@@ -55,7 +55,8 @@ type part struct {
 	ck layers.Chunk // as the request's layer has it
 	fl *flight
 
-	extra bool // nobody asked for it
+	extra  bool // nobody asked for it
+	gather bool // nor will anybody soon
 }
 
 func (r *request) add(p part) {
@@ -108,13 +109,16 @@ func (r *request) fits(off, n, limit int64) bool {
 // more belongs to a new flight. r is the request that the flight is for, if
 // that begins without being asked for; x is not nil if it is to be delivered.
 func (f *Fetcher) claim(o *object, i int, r *request, x *expected) (fl *flight, isNew bool) {
-	o.has(i) // verifies a claim, if it is one, without the lock
+	if o.part != nil {
+		o.has(i) // verifies a claim, if it is one, without the lock
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if fl := o.flights[i]; fl != nil {
 		return fl, false
 	}
-	if o.has(i) {
+	// Whoever has a request has looked into the store just now.
+	if (r == nil || o.part != nil) && o.has(i) {
 		return nil, false
 	}
 	fl = &flight{done: make(chan struct{}), r: r, x: x, began: time.Now(), tried: make(map[*layer]int)}
@@ -271,7 +275,7 @@ func (f *Fetcher) decodeRun(r *request, stored []byte, run []part) error {
 
 // accept takes the decoded bytes of a chunk. Nobody sees them before they were verified.
 func (f *Fetcher) accept(r *request, p part, plain []byte) error {
-	last, err := p.o.keep(p.i, plain)
+	last, err := p.o.keep(p.i, plain, p.gather)
 	if isDigest(err) {
 		f.fail(r, []part{p}, err)
 		return nil
