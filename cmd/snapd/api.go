@@ -29,7 +29,11 @@ func (d *daemon) handle(ctx context.Context, r *control.Request) error {
 	if !ok {
 		return &control.Error{Code: control.CodeUnsupported, Message: "this daemon knows no operation " + r.Op}
 	}
-	return op(d, ctx, r)
+	err := op(d, ctx, r)
+	if isFull(err) {
+		d.unkept(err)
+	}
+	return err
 }
 
 var operations = map[string]func(*daemon, context.Context, *control.Request) error{

@@ -62,10 +62,12 @@ func (d *daemon) lied(layer string, s layers.Sum, err error) {
 	}
 }
 
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 // unkept tells that fetched bytes could not be kept.
 func (d *daemon) unkept(err error) {
 	e := control.Event{Type: events.Daemon, Action: events.Unkept, ID: strconv.Itoa(os.Getpid())}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if isFull(err) {
 		e.Action = events.Full
 	}
 	d.events.EmitOnce(burst, e, func() map[string]string { return events.Attrs("error", err) })

@@ -24,6 +24,8 @@ var counterNames = map[string][2]string{
 	"fetch.requests": {"", "Ranges asked of registries."},
 	"fetch.fetched":  {"fetch_received_bytes_total", "Stored (compressed) bytes of layers that came."},
 	"fetch.kept":     {"fetch_kept_bytes_total", "Plain bytes that went into the store."},
+	"fetch.inserted": {"fetch_delivered_bytes_total", "Of these, bytes that came with a boot bundle."},
+	"fetch.late":     {"", "Chunks that a boot bundle was to bring, and that were fetched after all."},
 	"fetch.unkept":   {"", "Chunks that could not be stored."},
 	"fetch.errors":   {"", "Reads that failed."},
 	"fetch.lies":     {"", "Objects of a layer with other bytes than promised."},
@@ -62,6 +64,7 @@ func (d *daemon) metrics(t *telemetry.Text) {
 	d.processMetrics(t)
 	d.imageMetrics(t)
 
+	d.forget()
 	all := d.meter.All.Sum()
 	t.Histogram(prefix+"miss_seconds", "How long reads waited for the network.", &all.Took)
 	t.One(prefix+"miss_bytes_total", telemetry.Counter, "Bytes that readers got after they had waited for the network.", float64(all.Bytes))

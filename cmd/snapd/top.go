@@ -97,12 +97,11 @@ func (d *daemon) look() (*glance, error) {
 		return nil, err
 	}
 	running, traffic := d.containers.List(false), d.fetcher.Traffic()
-	known := map[string]bool{}
+	d.forget()
 	for _, b := range briefs {
 		i := imageGlance{Brief: b, sum: d.meter.Of(b.Layers), sizes: func() (int64, int64) { return d.images.Local(b) }}
 		for _, key := range b.Layers {
 			i.fetched += traffic[key]
-			known[key] = true
 		}
 		for _, c := range running {
 			if containers.Manifest(c) == b.Digest {
@@ -116,8 +115,13 @@ func (d *daemon) look() (*glance, error) {
 		}
 		g.images = append(g.images, i)
 	}
-	d.meter.Keep(func(key string) bool { return known[key] || traffic[key] > 0 })
 	return g, nil
+}
+
+// forget lets go of what was counted for layers that are gone.
+func (d *daemon) forget() {
+	here := d.fetcher.Traffic()
+	d.meter.Keep(func(key string) bool { _, ok := here[key]; return ok })
 }
 
 // since says what happened between two glances.

@@ -157,7 +157,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	if c := d.c.Metrics; c.Address != "" {
 		all.Go(func() { telemetry.ServeMetrics(ctx, c.Address, d.metrics, d.log) })
 	}
-	all.Go(func() { d.stopTracing(ctx) })
+	if d.tracer != nil {
+		all.Go(func() { d.stopTracing(ctx) })
+	}
 	d.begun()
 	if err := d.w.Ready(ctx); err != nil && !errors.Is(err, supervisor.ErrNoSupervisor) && ctx.Err() == nil {
 		cancel(err)

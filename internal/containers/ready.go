@@ -129,6 +129,7 @@ func (s *Service) followBoot(c *monitor.Config) (monitor.State, error) {
 		s.Starts.Started(b.ID, string(b.Image), b.Began)
 		s.Boots.Started(b)
 		s.event(events.Start, c, "pid", st.Pid)
+		s.Events.Emit(control.Event{Type: events.Image, Action: events.Run, ID: familiar(c.Image), Attributes: events.Attrs("container", c.ID, "name", c.Name)})
 		if c.Ready == "" && c.Health == nil {
 			deciding.Go(func() { s.decide(ctx, c, b) })
 		}
