@@ -350,7 +350,7 @@ func (s *story) misses(e *control.Explanation) {
 func took(d time.Duration) string {
 	switch {
 	case d < time.Millisecond:
-		return fmt.Sprintf("%.2gms", max(d.Seconds(), 0)*1000)
+		return fmt.Sprintf("%.2fms", max(d.Seconds(), 0)*1000)
 	case d < 10*time.Millisecond:
 		return fmt.Sprintf("%.2fms", d.Seconds()*1000)
 	case d < time.Second:

@@ -57,14 +57,14 @@ Layers, the lowest first:
   dddddddddddd does not start lazily: it cannot be split: ?[31mone frame
 
 Last start, about a minute ago: ready after 1.94s (it listened at its port)
-  PHASE         BEGAN   TOOK
-  resolve       0ms     45ms     the registry said what the name stands for
-  referrers     20ms    20ms     it was asked for a published index, meanwhile
-  index         45ms    155ms    tables of contents were read: 2 layers, the slowest bbbbbbbbbbbb with 154ms, 5.00kB
-  mount         200ms   2.50ms   the image was mounted
-  monitor       203ms   87ms     its monitor came up
-  start         290ms   10ms     its first process came up
-  until ready   300ms   1.64s
+  PHASE         BEGAN    TOOK
+  resolve       0.00ms   45ms     the registry said what the name stands for
+  referrers     20ms     20ms     it was asked for a published index, meanwhile
+  index         45ms     155ms    tables of contents were read: 2 layers, the slowest bbbbbbbbbbbb with 154ms, 5.00kB
+  mount         200ms    2.50ms   the image was mounted
+  monitor       203ms    87ms     its monitor came up
+  start         290ms    10ms     its first process came up
+  until ready   300ms    1.64s
   Meanwhile the daemon made 212 requests and received 8.00MB; 7.80MB of it were layers' bytes that were not local.
   54 reads of 22 files waited for the network, for 1.20s of that time together:
   WAITED   READS   LONGEST   BYTES    FIRST AT   FILE
@@ -138,8 +138,8 @@ func TestExplainVerb(t *testing.T) {
 
 func TestTook(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		0: "0ms", 123 * time.Microsecond: "0.12ms", 1500 * time.Microsecond: "1.50ms", 45 * ms: "45ms", 1234 * ms: "1.23s",
-		99 * time.Second: "99.00s", 100 * time.Second: "1m40s", -ms: "0ms",
+		0: "0.00ms", 123 * time.Microsecond: "0.12ms", 1500 * time.Microsecond: "1.50ms", 45 * ms: "45ms", 1234 * ms: "1.23s",
+		99 * time.Second: "99.00s", 100 * time.Second: "1m40s", -ms: "0.00ms",
 	} {
 		if got := took(d); got != want {
 			t.Errorf("took(%v) = %q, want %q", d, got, want)

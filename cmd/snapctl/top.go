@@ -89,7 +89,11 @@ func (env *Env) processes(ctx context.Context, name string) error {
 func topText(t *control.Top) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "snapfs  %s  worker %d, replaced %d times, %s resident\n", t.Time.Local().Format(time.TimeOnly), t.Worker, t.Restarts, size(t.Memory))
-	fmt.Fprintf(&b, "Reads:    %s/s, of which %s/s waited for the network: half at most %s, 99 of 100 at most %s\n", rate(t.Reads), rate(t.Misses), took(t.P50), took(t.P99))
+	waited := "none of which waited for the network"
+	if t.Misses > 0 {
+		waited = fmt.Sprintf("of which %s/s waited for the network: half at most %s, 99 of 100 at most %s", rate(t.Misses), took(t.P50), took(t.P99))
+	}
+	fmt.Fprintf(&b, "Reads:    %s/s, %s\n", rate(t.Reads), waited)
 	fmt.Fprintf(&b, "Waiting:  %.1f on average, %s/s read by them, %d failed\n", t.Waiting, size(int64(t.Read)), t.Failed)
 	fmt.Fprintf(&b, "Network:  %s requests/s, %s/s, of layers being read or completed %s/s\n", rate(t.Requests), size(int64(t.Received)), size(int64(t.Fetched)))
 	var queues []string
@@ -107,7 +111,11 @@ func topText(t *control.Top) string {
 		if i.Quarantined {
 			name += " (quarantined)"
 		}
-		rows.row(shorten(name, 48), local, rate(i.Misses), took(i.P50), took(i.P99), fmt.Sprintf("%.1f", i.Waiting), size(int64(i.Read)), size(int64(i.Fetched)), usedBy(i))
+		p50, p99 := "-", "-"
+		if i.Misses > 0 {
+			p50, p99 = took(i.P50), took(i.P99)
+		}
+		rows.row(shorten(name, 48), local, rate(i.Misses), p50, p99, fmt.Sprintf("%.1f", i.Waiting), size(int64(i.Read)), size(int64(i.Fetched)), usedBy(i))
 	}
 	b.WriteString(rows.String())
 	if len(t.Images) == 0 {

@@ -33,13 +33,13 @@ Queue:    demand 2 under way, 0 waiting; background 1 under way, 3 waiting
 
 IMAGE                                              LOCAL   MISSES/S   P50    P99     WAITING   READ/S   FETCHED/S   USED BY
 registry.example/library/a-very-long-name-of-an…   31%     54         21ms   180ms   2.2       4.00MB   9.00MB      web, db, 1 mount
-evil?[2J (quarantined)                             all     0          0ms    0ms     0.0       0B       0B          2 mounts
-nearly:1                                           99%     0          0ms    0ms     0.0       0B       0B
+evil?[2J (quarantined)                             all     0          -      -       0.0       0B       0B          2 mounts
+nearly:1                                           99%     0          -      -       0.0       0B       0B
 `
 	if got := topText(&one); got != want {
 		t.Errorf("shown\n%s\nwant\n%s", got, want)
 	}
-	if got := topText(&control.Top{}); !strings.HasSuffix(got, "USED BY\nno image is in use\n") {
+	if got := topText(&control.Top{}); !strings.HasSuffix(got, "USED BY\nno image is in use\n") || !strings.Contains(got, "0/s, none of which waited") {
 		t.Errorf("shown\n%s", got)
 	}
 }
