@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -142,6 +143,9 @@ func (s *Service) prove(ctx context.Context, key string, row *layerRow, progress
 			s.suspect(key, row, err)
 			return err
 		}
+	}
+	if err := s.Fetcher.Done(key); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have been removed meanwhile
+		return err
 	}
 	return s.Store.Barrier(ctx)
 }
