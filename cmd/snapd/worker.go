@@ -107,8 +107,9 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		Timeouts: registry.Timeouts{Connect: time.Duration(c.Registry.ConnectTimeout), Stall: time.Duration(c.Registry.StallTimeout)},
 		Limit:    int64(c.Pull.Bandwidth), UserAgent: "snapfs/" + version, SpoolDir: filepath.Join(c.Root, "tmp"), Log: d.log, Stats: &d.counts,
 	})
+	disk := &disk{root: c.Root, limit: int64(c.Disk.Limit), reserve: int64(c.Disk.Reserve), usage: d.store.Usage, log: d.log}
 	d.fetcher = fetch.New(fetch.Options{
-		Store: d.store, Log: d.log,
+		Store: d.store, Room: disk.room, Log: d.log,
 		Disputed: func(s layers.Sum) { d.fs.Invalidate(s) }, // d.fs is set before the first layer is added
 		Watch:    fetch.Watch{Waited: d.waited, Lied: d.lied, Unkept: d.unkept},
 	})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -172,7 +173,7 @@ func unmapped(row *layerRow) string {
 	case why == "":
 		why = "it was unpacked by an earlier version"
 	}
-	return why[:min(len(why), index.MaxReason)]
+	return strings.ToValidUTF8(why[:min(len(why), index.MaxReason)], "")
 }
 
 // makeBundle writes the chunks of the profile, in order of use.
@@ -188,7 +189,8 @@ func (s *Service) makeBundle(ctx context.Context, k *Known, m *madeIndex) (index
 	_, err = index.WriteBundle(ctx, io.MultiWriter(f, sum.Hash(), &n), m.profile, func(ctx context.Context, it index.Item) ([]byte, error) {
 		buf = append(buf[:0], make([]byte, it.Size)...)
 		if _, err := s.Fetcher.ReadAt(ctx, it.Object, buf, it.Off); err != nil && err != io.EOF {
-			return nil, err
+			s.Log.Warn("left out of the boot bundle", "ref", k.Ref, "object", it.Object, "off", it.Off, "err", err)
+			return nil, ctx.Err()
 		}
 		return buf, nil
 	})
