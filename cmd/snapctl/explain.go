@@ -257,7 +257,7 @@ func phasesOf(r *control.Start, bringing bool) (list []stretch) {
 
 // meanings of phases, for those who have not seen them before.
 var meanings = map[string]string{
-	"resolve": "the registry said what the name stands for", "referrers": "it was asked for a published index, meanwhile",
+	"resolve": "the registry said what the name stands for", "referrers": "meanwhile, a published index was looked for, and read",
 	"index": "tables of contents were read", "pull": "layers were fetched whole", "build": "the metadata image was written",
 	"mount": "the image was mounted", "create": "the container's directory was made", "monitor": "its monitor came up",
 	"start": "its first process came up", "until ready": "",
@@ -295,6 +295,9 @@ func (s *story) waits(r *control.Start) {
 	c := r.Counters
 	if c.HTTPRequests > 0 || c.Fetched > 0 {
 		s.say("  Meanwhile the daemon made %s and received %s; %s of it were layers' bytes that were not local.", plural(c.HTTPRequests, "request"), size(c.HTTPBytes), size(c.Fetched))
+	}
+	if c.Delivered > 0 {
+		s.say("  A boot bundle brought %s (uncompressed) of what earlier starts have read.", size(c.Delivered))
 	}
 	if r.Kind == "pull" {
 		return

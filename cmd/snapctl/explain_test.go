@@ -34,7 +34,7 @@ func TestExplainContainer(t *testing.T) {
 				{Name: "index", ID: "aaaaaaaaaaaa", Begin: 45 * ms, End: 150 * ms}, {Name: "index", ID: "bbbbbbbbbbbb", Begin: 46 * ms, End: 200 * ms, Bytes: 5000},
 				{Name: "mount", Begin: 200 * ms, End: 202500 * time.Microsecond}, {Name: "monitor", Begin: 203 * ms, End: 290 * ms},
 			},
-			Counters: control.Counters{HTTPRequests: 212, HTTPBytes: 8e6, Fetched: 7.8e6}, Waiting: 1200 * ms, Missed: 54, More: 20,
+			Counters: control.Counters{HTTPRequests: 212, HTTPBytes: 8e6, Fetched: 7.8e6, Delivered: 12.5e6}, Waiting: 1200 * ms, Missed: 54, More: 20,
 			Waits: []control.FileWait{
 				{Object: "sha256:0011", Path: "/usr/bin/web", N: 12, Took: 412 * ms, Longest: 60 * ms, Bytes: 1200000, First: 301 * ms},
 				{Object: "sha256:0022", N: 1, Took: 5 * ms, Longest: 5 * ms, Failed: 1, First: 500 * ms},
@@ -59,13 +59,14 @@ Layers, the lowest first:
 Last start, about a minute ago: ready after 1.94s (it listened at its port)
   PHASE         BEGAN    TOOK
   resolve       0.00ms   45ms     the registry said what the name stands for
-  referrers     20ms     20ms     it was asked for a published index, meanwhile
+  referrers     20ms     20ms     meanwhile, a published index was looked for, and read
   index         45ms     155ms    tables of contents were read: 2 layers, the slowest bbbbbbbbbbbb with 154ms, 5.00kB
   mount         200ms    2.50ms   the image was mounted
   monitor       203ms    87ms     its monitor came up
   start         290ms    10ms     its first process came up
   until ready   300ms    1.64s
   Meanwhile the daemon made 212 requests and received 8.00MB; 7.80MB of it were layers' bytes that were not local.
+  A boot bundle brought 12.5MB (uncompressed) of what earlier starts have read.
   54 reads of 22 files waited for the network, for 1.20s of that time together:
   WAITED   READS   LONGEST   BYTES    FIRST AT   FILE
   412ms    12      60ms      1.20MB   301ms      /usr/bin/web

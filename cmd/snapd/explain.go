@@ -35,7 +35,7 @@ func (d *daemon) explain(_ context.Context, a control.ExplainArgs) (control.Expl
 		return e, err
 	}
 	if s, ok := d.starts.Image(string(k.Desc.Digest)); ok {
-		e.Start = &s
+		e.Start = d.complete(&s)
 	}
 	return e, d.explainImage(&e, k)
 }
@@ -53,7 +53,7 @@ func (d *daemon) explainContainer(name string) (control.Explanation, error) {
 	}
 	e.Container = &c
 	if s, ok := d.starts.Container(c.ID); ok {
-		e.Start = &s
+		e.Start = d.complete(&s)
 	}
 	k, err := d.images.Get(string(containers.Manifest(c)))
 	if isNotFound(err) { // removed by force
@@ -86,6 +86,26 @@ func (d *daemon) explainImage(e *control.Explanation, k *images.Known) error {
 		d.namePaths(k, e.Start)
 	}
 	return nil
+}
+
+// complete adds to the record of a start that is not finished what the
+// container's monitor knows already: it tells others at the same time as us.
+func (d *daemon) complete(s *control.Start) *control.Start {
+	if s.Ready > 0 || s.Container == "" {
+		return s
+	}
+	c, err := d.containers.Resolve(s.Container)
+	if err != nil || c.Started.Before(s.Began) { // gone; or not started again yet
+		return s
+	}
+	s.Running = max(1, c.Started.Sub(s.Began))
+	switch {
+	case !c.Ready.IsZero():
+		s.Ready, s.ReadyBy = max(1, c.Ready.Sub(s.Began)), c.ReadyBy
+	case !c.Finished.Before(c.Started):
+		s.Ready = max(1, c.Finished.Sub(s.Began))
+	}
+	return s
 }
 
 // misses tells what a meter has counted.

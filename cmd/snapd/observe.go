@@ -99,7 +99,8 @@ func (d *daemon) counters() control.Counters {
 	c := control.Counters{HTTPRequests: d.counts.Requests.Load(), HTTPBytes: d.counts.Bytes.Load()}
 	if d.fetcher != nil {
 		f := d.fetcher.Stats()
-		c.Misses, c.Requests, c.Fetched, c.Kept = f.Misses.Load(), f.Requests.Load(), f.Fetched.Load(), f.Kept.Load()
+		c.Misses, c.Requests, c.Fetched = f.Misses.Load(), f.Requests.Load(), f.Fetched.Load()
+		c.Kept, c.Delivered = f.Kept.Load(), f.Inserted.Load()
 	}
 	return c
 }

@@ -151,13 +151,14 @@ type Counters struct {
 	Misses, Requests, Fetched int64 // of layers: reads that waited, ranges asked for, stored bytes that came
 	HTTPRequests, HTTPBytes   int64 // of registries
 	Kept                      int64 // plain bytes that went into the store
+	Delivered                 int64 // of these, that came with a boot bundle
 }
 
 // Sub returns what was counted since before.
 func (c Counters) Sub(before Counters) Counters {
 	return Counters{
 		Misses: c.Misses - before.Misses, Requests: c.Requests - before.Requests, Fetched: c.Fetched - before.Fetched,
-		HTTPRequests: c.HTTPRequests - before.HTTPRequests, HTTPBytes: c.HTTPBytes - before.HTTPBytes, Kept: c.Kept - before.Kept,
+		HTTPRequests: c.HTTPRequests - before.HTTPRequests, HTTPBytes: c.HTTPBytes - before.HTTPBytes, Kept: c.Kept - before.Kept, Delivered: c.Delivered - before.Delivered,
 	}
 }
 

@@ -245,12 +245,13 @@ func (s *Start) end() {
 		return
 	}
 	rec := s.record()
-	s.ended = true
+	s.rec, s.ended = rec, true
 	s.mu.Unlock()
-	if !s.b.leave(s) {
+	if !s.b.has(s) {
 		return // another start of the container has begun
 	}
-	s.b.save(rec)
+	s.b.save(rec) // before it leaves: who asks finds it in one place or the other
+	s.b.leave(s)
 	if s.b.o.Done != nil {
 		s.b.o.Done(rec)
 	}
@@ -258,6 +259,9 @@ func (s *Start) end() {
 
 // record is what is known so far. s.mu is held.
 func (s *Start) record() control.Start {
+	if s.ended {
+		return s.rec
+	}
 	r := s.rec
 	r.Phases = slices.Clone(r.Phases)
 	for i := range s.inside { // it fails there, or is there now

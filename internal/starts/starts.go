@@ -107,14 +107,18 @@ func (b *Book) begin(kind, ref string, at time.Time) *Start {
 // lost whoever began it, or is a container that is never started.
 const longest = time.Hour
 
-// leave takes s out of the book's hands. It says false if it was not in them.
-func (b *Book) leave(s *Start) bool {
+// leave takes s out of the book's hands.
+func (b *Book) leave(s *Start) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := len(b.active)
 	b.active = slices.DeleteFunc(b.active, func(o *Start) bool { return o == s })
 	b.recording.Store(int32(len(b.active)))
-	return len(b.active) < n
+}
+
+func (b *Book) has(s *Start) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Contains(b.active, s)
 }
 
 // Waited adds a read to the starts that it held up. It is called for every read

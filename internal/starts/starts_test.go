@@ -395,6 +395,36 @@ func TestAtOnce(t *testing.T) {
 	all.Wait()
 }
 
+// Whoever asks while a record is being finished finds it all the same.
+func TestRecordIsNeverGone(t *testing.T) {
+	b := newBook(t)
+	b.container(t, "cafe")
+	b.o.Done = nil
+	s := b.Begin(Run, "x")
+	s.Image("", digestOf(1), nil)
+	s.Container("cafe", "")
+	begun, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		<-begun
+		b.Ready("cafe", "quiet", time.Now())
+	}()
+	close(begun)
+	for over := false; !over; {
+		select {
+		case <-ended:
+			over = true
+		default:
+		}
+		if _, ok := b.Container("cafe"); !ok {
+			t.Fatal("no record")
+		}
+	}
+	if r, ok := b.Container("cafe"); !ok || r.ReadyBy != "quiet" {
+		t.Errorf("%+v, %v", r, ok)
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"Kind":"run","Phases":[{"Name":"x","Begin":1,"End":2}],"Waits":[{"Object":"00"}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
