@@ -50,19 +50,29 @@ func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(contr
 			return err
 		}
 	}
-	s.live.RLock()
-	defer s.live.RUnlock()
-	if row := s.knownTree(k.Tree); row == nil || row.Sealed {
-		return nil
-	}
-	row, err := s.build(k.Tree, k.Layers, nil)
-	if err != nil {
-		return fmt.Errorf("seal metadata image: %w", err)
-	}
-	if row.Sealed {
-		s.event(events.Seal, k.Ref, "digest", k.Desc.Digest)
-	}
-	return nil
+	return s.seal(ctx, k)
+}
+
+// seal writes the metadata image anew, once however many ask, if its small
+// files can go into it now.
+func (s *Service) seal(ctx context.Context, k *Known) error {
+	_, err := s.trees.do(ctx, s.base, k.Tree+" sealed", nil, func(context.Context, func(control.Progress)) (*treeRow, error) {
+		s.live.RLock()
+		defer s.live.RUnlock()
+		row := s.knownTree(k.Tree)
+		if row == nil || row.Sealed {
+			return row, nil
+		}
+		row, err := s.build(k.Tree, k.Layers, nil)
+		if err != nil {
+			return nil, fmt.Errorf("seal metadata image: %w", err)
+		}
+		if row.Sealed {
+			s.event(events.Seal, k.Ref, "digest", k.Desc.Digest)
+		}
+		return row, nil
+	})
+	return err
 }
 
 // incomplete returns the layers of which something may be missing: those first
