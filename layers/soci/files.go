@@ -141,7 +141,16 @@ func (f *Files) ReadAt(ctx context.Context, sum layers.Sum, p []byte, off int64)
 	case l.real != nil:
 		return f.objects.ReadAt(ctx, l.real[i], p, off)
 	}
-	at := &l.places[i]
+	n, err := f.readSpans(ctx, l, &l.places[i], p, off)
+	if err != nil && err != io.EOF {
+		if now, _ := f.find(sum); now != nil && now != l && now.real != nil {
+			return f.ReadAt(ctx, sum, p, off) // it was settled meanwhile, and its spans may be gone
+		}
+	}
+	return n, err
+}
+
+func (f *Files) readSpans(ctx context.Context, l *served, at *place, p []byte, off int64) (int, error) {
 	if off < 0 || off >= at.size {
 		return 0, io.EOF
 	}
@@ -166,7 +175,10 @@ func (f *Files) read(ctx context.Context, l *served, p []byte, off int64) (int, 
 	s := &l.spans[i]
 	p = p[:min(int64(len(p)), s.end-off)]
 	if l.Map.Compression == layers.None {
-		return len(p), f.stored(ctx, s, p, off-s.start)
+		if err := f.stored(ctx, s, p, off-s.start); err != nil {
+			return 0, err
+		}
+		return len(p), nil
 	}
 	plain, err := f.plain(ctx, l, i)
 	if err != nil {

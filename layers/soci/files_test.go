@@ -375,6 +375,64 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// swept are objects of which the spans go when the first is asked for.
+type swept struct {
+	Objects
+	before func()
+	spans  map[layers.Sum]bool
+}
+
+func (s *swept) ReadAt(ctx context.Context, sum layers.Sum, p []byte, off int64) (int, error) {
+	if s.before != nil {
+		s.before()
+		s.before = nil
+	}
+	if s.spans[sum] {
+		return 0, fs.ErrNotExist
+	}
+	return s.Objects.ReadAt(ctx, sum, p, off)
+}
+
+// TestSettledUnderReader: a read that has begun when the layer is settled, and its
+// spans are swept, is answered all the same.
+func TestSettledUnderReader(t *testing.T) {
+	for i, s := range samples(t) {
+		l := s.open(t)
+		k := newStack(t, s, l)
+		u, err := tarindex.Unpack(t.Context(), bytes.NewReader(s.stored), s.desc, s.diffID, k.store, tarindex.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		for j := range l.Index.Entries {
+			e := &l.Index.Entries[j]
+			if e.Size == 0 {
+				continue
+			}
+			o := &swept{Objects: k.fetcher, spans: map[layers.Sum]bool{}}
+			for _, sp := range l.Spans.Entries {
+				o.spans[sp.Object] = true
+			}
+			f := NewFiles(o, 0)
+			f.Add("layer", s.open(t))
+			o.before = func() {
+				if err := f.Settle("layer", l.Index, u.Index); err != nil {
+					t.Error(err)
+				}
+			}
+			p := make([]byte, e.Size+1)
+			n, err := f.ReadAt(t.Context(), e.Object, p, 0)
+			if int64(n) != e.Size || err != io.EOF || layers.SumOf(p[:n]) != u.Index.Entries[j].Object {
+				t.Errorf("layer %d: %s: read %d of %d bytes, %v", i, e.Name, n, e.Size, err)
+			}
+			if o.before != nil {
+				t.Errorf("%s: nothing was read", e.Name)
+			}
+			f.Close()
+		}
+	}
+}
+
 // TestStreamFails: a stream says why it ends.
 func TestStreamFails(t *testing.T) {
 	s := samples(t)[1]
