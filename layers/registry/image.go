@@ -112,6 +112,9 @@ func (f *finder) find(ctx context.Context, doc document, check bool, depth int) 
 	if depth == 0 {
 		f.found(doc.desc)
 	}
+	if f.opt.OnFetched != nil {
+		f.opt.OnFetched(p.manifest)
+	}
 	src := f.src
 	if s, ok := src.(*remote); ok && f.opt.Locate {
 		src = s.locating(p.manifest.Layers)

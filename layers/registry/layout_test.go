@@ -415,7 +415,10 @@ func TestNestedIndex(t *testing.T) {
 	armDesc.Platform = &ocispec.Platform{OS: "linux", Architecture: "arm64"}
 	attest := amd.desc
 	attest.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
-	inner := put(ocispec.Index{Manifests: []ocispec.Descriptor{attest, armDesc, amd.desc}})
+	// SOCI's index of version 2: for the platform of the image, and no image.
+	index := describe(ocispec.MediaTypeImageManifest, []byte("soci"))
+	index.ArtifactType, index.Platform = "application/vnd.amazon.soci.index.v2+json", armDesc.Platform
+	inner := put(ocispec.Index{Manifests: []ocispec.Descriptor{attest, index, armDesc, amd.desc}})
 	outer := put(ocispec.Index{Manifests: []ocispec.Descriptor{inner}})
 	dir := writeDir(t, layoutFiles(t, []ocispec.Descriptor{outer}, blobs, arm.all(), amd.all()))
 	r := newRegistry(t, Options{})

@@ -84,6 +84,24 @@ func (r *Registry) Artifact(ctx context.Context, ref Ref, desc ocispec.Descripto
 	return a, nil
 }
 
+// Document fetches the manifest that desc names, whatever it is of, from the
+// repository or layout of ref. Its digest is verified, and its size if desc has
+// one; it has at most layers.MaxManifest bytes.
+func (r *Registry) Document(ctx context.Context, ref Ref, desc ocispec.Descriptor) ([]byte, error) {
+	if err := desc.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", ref, badDigest("the document", desc.Digest))
+	}
+	s, err := r.source(ref)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := s.document(ctx, desc)
+	if err != nil {
+		return nil, fmt.Errorf("%s: document %s: %w", ref, desc.Digest, err)
+	}
+	return raw, nil
+}
+
 func artifact(ctx context.Context, s source, desc ocispec.Descriptor, subject digest.Digest) (*Artifact, error) {
 	if !listable(desc) {
 		return nil, fmt.Errorf("artifact %s: %w: size %d, media type %q", clip(string(desc.Digest)), ErrBadManifest, desc.Size, clip(desc.MediaType))

@@ -221,6 +221,10 @@ type ResolveOptions struct {
 	// which manifest is meant it is called for each that is tried; the last one
 	// is the image's. It must not block.
 	OnManifest func(desc ocispec.Descriptor)
+	// OnFetched, if not nil, is called with each of these manifests when it was
+	// fetched: what depends on its annotations or layers begins here, beside the
+	// config. It must neither block nor change m.
+	OnFetched func(m *ocispec.Manifest)
 	// Locate finds out where the layers are, while the config is fetched, if
 	// the registry redirects to its blobs: then the first read of each goes
 	// straight there.
