@@ -170,6 +170,8 @@ func origin(l control.LayerDetail) string {
 		return "table of contents in the layer, by its manifest's word"
 	case "own":
 		return "made here, from all of the layer"
+	case "soci":
+		return "SOCI's (" + shortID(l.Index) + ")"
 	case "published":
 		if l.Signer != "" {
 			return "published (" + shortID(l.Index) + "), signed by " + l.Signer

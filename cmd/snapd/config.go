@@ -83,7 +83,9 @@ type PullConfig struct {
 // published. With one an image starts lazily that has no table of contents.
 type IndexConfig struct {
 	// Trust is whose indexes are believed: "signed" (by one of Keys), "any", or
-	// "none". What this node made itself is believed always. Default signed:
+	// "none". What this node made itself is believed always, and so is an index of
+	// SOCI that the image's manifest is bound to; another of SOCI's only with "any",
+	// since nobody signs those. Default signed:
 	// without keys, nobody's. Whatever the source, no byte is served that does
 	// not fit the index, and a layer that does not fit it quarantines its image.
 	Trust string `toml:"trust"`

@@ -49,8 +49,9 @@ const burst = 10 * time.Second
 // readFailed tells that a read in a container, or of a mount, got an error.
 func (d *daemon) readFailed(s layers.Sum, off int64, err error) {
 	d.events.EmitOnce(burst, control.Event{Type: events.Fetch, Action: events.EIO, ID: string(s.Digest())}, func() map[string]string {
-		return events.Attrs("image", d.imagesWith(d.fetcher.Holders(s)), "off", off, "error", err)
+		return events.Attrs("image", d.imagesWith(append(d.fetcher.Holders(s), d.images.Aliases(s)...)), "off", off, "error", err)
 	})
+	d.images.Failed(s, err)
 }
 
 // lied tells that a layer has other bytes than its index promises.

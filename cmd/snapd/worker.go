@@ -28,6 +28,7 @@ import (
 	"github.com/snapfs/snapfs/layers/fetch"
 	"github.com/snapfs/snapfs/layers/objects"
 	"github.com/snapfs/snapfs/layers/registry"
+	"github.com/snapfs/snapfs/layers/soci"
 )
 
 // daemon is the worker's stack, from the bottom up.
@@ -44,6 +45,7 @@ type daemon struct {
 	tracer     *telemetry.Tracer
 	tops       atomic.Int32 // requests of OpTop under way
 	fetcher    *fetch.Fetcher
+	files      *soci.Files
 	images     *images.Service
 	containers *containers.Service
 	nodes      *objectfs.Nodes
@@ -113,13 +115,14 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		Disputed: func(s layers.Sum) { d.fs.Invalidate(s) }, // d.fs is set before the first layer is added
 		Watch:    fetch.Watch{Waited: d.waited, Lied: d.lied, Unkept: d.unkept},
 	})
-	d.fs = objectfs.New(d.fetcher, d.nodes, objectfs.Options{Log: d.log, Failed: d.readFailed})
+	d.files = soci.NewFiles(d.fetcher, 0)
+	d.fs = objectfs.New(d.files, d.nodes, objectfs.Options{Log: d.log, Failed: d.readFailed})
 	indexes, err := c.Index.open()
 	if err != nil {
 		return err
 	}
 	d.images, err = images.Open(ctx, images.Options{
-		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Mounter: d.w,
+		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Files: d.files, Mounter: d.w,
 		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
 		Complete: c.Pull.Complete, Indexes: indexes, Events: d.events, Log: d.log,
 	})
@@ -180,6 +183,9 @@ func (d *daemon) close() error {
 	}
 	if d.images != nil {
 		errs = append(errs, d.images.Close())
+	}
+	if d.files != nil {
+		d.files.Close()
 	}
 	if d.fetcher != nil {
 		d.fetcher.Close()

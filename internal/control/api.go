@@ -207,9 +207,9 @@ type LayerDetail struct {
 	Why                       string // why it is not lazy
 	Complete                  bool
 	Local                     int64  // of Size, bytes not needing the network any more
-	Origin                    string // of its index: "toc", "own", "published"
+	Origin                    string // of its index: "toc", "own", "soci", "published"
 	Signer                    string `json:",omitempty"` // ID of the key that signed a published one
-	Index                     string `json:",omitempty"` // root of a published one
+	Index                     string `json:",omitempty"` // root of a published one, digest of SOCI's
 }
 
 // ImageDetail is the answer to OpInspect. Manifest and Config are the

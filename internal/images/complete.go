@@ -36,6 +36,7 @@ func (s *Service) Complete(k *Known) {
 // image: the next mount reads small files from it.
 func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(control.Progress)) error {
 	defer s.worked.Store(true)
+	k = s.current(k)
 	keys := s.incomplete(k)
 	if len(keys) > 0 {
 		_, err := s.completing.do(ctx, s.base, k.Tree, progress, func(ctx context.Context, p func(control.Progress)) (struct{}, error) {
@@ -50,7 +51,15 @@ func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(contr
 			return err
 		}
 	}
-	return s.seal(ctx, k)
+	now, err := s.settle(ctx, k, progress)
+	if err != nil {
+		return fmt.Errorf("metadata image with real sums: %w", err)
+	}
+	if err := s.seal(ctx, now); err != nil || now == k {
+		return err
+	}
+	s.publishSoon(&now.manifestRow)
+	return s.Collect(ctx) // spans
 }
 
 // seal writes the metadata image anew, once however many ask, if its small
@@ -118,7 +127,11 @@ func (s *Service) completeLayer(ctx context.Context, key string, progress func(c
 	if err := s.db.View(func(tx *bolt.Tx) error { return get(tx, "layers", key, &row) }); err != nil {
 		return ignoreMissing(err) // it was removed meanwhile
 	}
-	if err := s.prove(ctx, key, &row, progress); err != nil {
+	complete := s.prove
+	if row.Origin == OriginSOCI {
+		complete = s.completeSOCI
+	}
+	if err := complete(ctx, key, &row, progress); err != nil {
 		return err
 	}
 	if err := s.db.Update(func(tx *bolt.Tx) error {

@@ -21,13 +21,13 @@ import (
 //	layers     layer key (see layerKey)     → layerRow
 //	trees      tree ID                      → treeRow
 //	mounts     target directory             → control.Mount
-//	distrusted root of a published index    → Quarantine
+//	distrusted root of a published index, digest of a SOCI index or ztoc → Quarantine
 //	meta       "format", "boot"
 var buckets = []string{"names", "manifests", "layers", "trees", "mounts", "distrusted", "meta"}
 
 // format is the version of the database. It grows when an older daemon could
 // misread what a newer one wrote.
-const format = 2 // 2: mapped layers, quarantine
+const format = 2 // 2: mapped layers, SOCI's, quarantine
 
 // nameRow is what a reference stands for.
 type nameRow struct {
@@ -44,6 +44,7 @@ type manifestRow struct {
 	Layers   []string // layer keys, lowest first
 	Tree     string
 	Platform string
+	Aliased  *aliased `json:",omitempty"`
 	// Quarantine is not nil if nothing may be started on the image.
 	Quarantine *Quarantine `json:",omitempty"`
 }
@@ -52,6 +53,7 @@ type manifestRow struct {
 const (
 	OriginTOC       = "toc"       // a table of contents in the layer, which its manifest vouches for
 	OriginOwn       = "own"       // this node made it from all of the layer's bytes
+	OriginSOCI      = "soci"      // SOCI's program made it, and its manifest vouches for it or this node's configuration believes anybody
 	OriginPublished = "published" // somebody published it, and this node's configuration believes them
 )
 
@@ -65,10 +67,12 @@ type layerRow struct {
 	Origin string // of its index
 	// Mapped layers are read by a map of their stored bytes.
 	Mapped   bool
-	Root     string // of the published index that it is from
-	Signer   string // ID of the key that signed that; "": nobody
-	Lied     bool   // the index was found to promise other bytes than the layer has
-	Complete bool   // every object has been seen in the store
+	Root     string        // of the published index that it is from, or the digest of SOCI's
+	ZTOC     digest.Digest `json:",omitempty"` // of SOCI; "": none
+	Settled  bool          // what the ztoc says was proven, and aliases are known by their sums: see soci.go
+	Signer   string        // ID of the key that signed that; "": nobody
+	Lied     bool          // the index was found to promise other bytes than the layer has
+	Complete bool          // every object has been seen in the store
 	// Durable: what cannot be fetched piecewise again (an unpacked layer's
 	// index and objects) has passed a barrier.
 	Durable bool
@@ -76,7 +80,7 @@ type layerRow struct {
 
 // lazy says whether what is missing of the layer can be fetched piecewise.
 func (l *layerRow) lazy() bool {
-	return l.Mapped || l.Format == lazy.EStargz || l.Format == lazy.ZstdChunked
+	return l.Mapped || l.Origin == OriginSOCI || l.Format == lazy.EStargz || l.Format == lazy.ZstdChunked
 }
 
 // origin is where the layer's index came from. Rows of before do not say.

@@ -33,6 +33,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
@@ -43,6 +44,7 @@ import (
 	"github.com/snapfs/snapfs/layers/lazy"
 	"github.com/snapfs/snapfs/layers/objects"
 	"github.com/snapfs/snapfs/layers/registry"
+	"github.com/snapfs/snapfs/layers/soci"
 	"github.com/snapfs/snapfs/layers/tarindex"
 )
 
@@ -61,6 +63,7 @@ type Options struct {
 	Registry  *registry.Registry
 	Store     *objects.Store
 	Fetcher   *fetch.Fetcher
+	Files     *soci.Files // in front of Fetcher
 	Mounter   Mounter
 	// Users says which manifests are in use and by whom, so that they are not
 	// removed: manifest digest → names of running or stopped containers.
@@ -95,8 +98,9 @@ type Service struct {
 	misses     sync.Map // layer key → time.Time of the last read that waited
 	localParts locals
 	background sync.WaitGroup
-	worked     atomic.Bool   // something was pulled or built since memory was given back
-	unpacking  chan struct{} // has room for as many layers as are unpacked at once
+	worked     atomic.Bool         // something was pulled or built since memory was given back
+	ztocs      *semaphore.Weighted // bytes of them in memory
+	unpacking  chan struct{}       // has room for as many layers as are unpacked at once
 
 	// live is held for writing while unneeded things are removed, and for reading
 	// while something is made that they may not lack. Nobody waits for the
@@ -127,7 +131,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	s := &Service{Options: o, db: d, open: map[string]*held{}, unpacking: make(chan struct{}, tarindex.Parallel)}
+	s := &Service{Options: o, db: d, open: map[string]*held{}, unpacking: make(chan struct{}, tarindex.Parallel), ztocs: semaphore.NewWeighted(maxZTOCs)}
 	s.base, s.end = context.WithCancel(ctx)
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -135,7 +139,8 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	s.background.Go(s.barriers)
 	if cutOff {
 		s.background.Go(func() {
-			if err := s.Collect(s.base); err != nil && s.base.Err() == nil {
+			keepAliased := func() error { return nil } // which containers there are is not known yet
+			if err := s.collect(s.base, keepAliased); err != nil && s.base.Err() == nil {
 				s.Log.Error("release what a pull that was cut off has left", "err", err)
 			}
 		})
@@ -157,8 +162,7 @@ func (s *Service) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, h := range s.open {
-		s.Fetcher.Remove(key)
-		err = errors.Join(err, h.close())
+		err = errors.Join(err, s.remove(key, h))
 	}
 	return errors.Join(err, s.db.Close())
 }
@@ -194,7 +198,7 @@ func (s *Service) recover() error {
 		return err
 	}
 	for key, l := range lazy { // one bad layer must not keep the others from being served
-		if err := s.serve(key, l); err != nil {
+		if err := s.serve(key, l, nil); err != nil {
 			s.Log.Warn("layer cannot be served", "layer", l.Desc.Digest, "err", err)
 			s.forgetLayer(key)
 		}
@@ -318,7 +322,9 @@ func (s *Service) treePath(id string, sealed bool) string {
 // A held layer is one whose objects are served.
 type held struct {
 	index *indexfile.File
-	maps  *index.MapFile // nil if it is not mapped
+	maps  *index.MapFile  // nil if it is not mapped
+	ztoc  *os.File        // of SOCI; nil if it is not read by one
+	spans *indexfile.File // of SOCI; nil if there is no ztoc, or they are not needed any more
 }
 
 func (h *held) close() error {
@@ -326,11 +332,27 @@ func (h *held) close() error {
 	if h.maps != nil {
 		err = errors.Join(err, h.maps.Close())
 	}
+	if h.ztoc != nil {
+		err = errors.Join(err, h.ztoc.Close())
+	}
+	if h.spans != nil {
+		err = errors.Join(err, h.spans.Close())
+	}
 	return err
 }
 
-// serve makes the objects of a lazily readable layer available.
-func (s *Service) serve(key string, l *layerRow) error {
+// remove ends serving a layer.
+func (s *Service) remove(key string, h *held) error {
+	if h.ztoc != nil {
+		s.Files.Remove(key)
+	}
+	s.Fetcher.Remove(key)
+	return h.close()
+}
+
+// serve makes the objects of a lazily readable layer available. ztoc is the
+// layer's, if it has just been read.
+func (s *Service) serve(key string, l *layerRow, ztoc *soci.Layer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open[key] != nil {
@@ -348,12 +370,18 @@ func (s *Service) serve(key string, l *layerRow) error {
 	if h.index, err = indexfile.Open(s.indexPath(key)); err != nil {
 		return err
 	}
-	if l.Mapped {
-		if h.maps, err = s.openMap(key, ref); err != nil {
-			return errors.Join(err, h.index.Close())
-		}
+	switch {
+	case l.Mapped:
+		h.maps, err = s.openMap(key, ref)
+	case l.Origin == OriginSOCI:
+		err = s.openSOCI(h, key, l, ztoc)
 	}
-	s.Fetcher.Add(key, h.layer(blob))
+	if err != nil {
+		return errors.Join(err, s.remove(key, h))
+	}
+	if h.ztoc == nil || h.spans != nil {
+		s.Fetcher.Add(key, h.layer(blob))
+	}
 	s.open[key] = h
 	return nil
 }
@@ -362,6 +390,9 @@ func (h *held) layer(blob layers.Blob) fetch.Layer {
 	l := fetch.Layer{Blob: blob, Index: h.index, Compression: h.index.Compression()}
 	if h.maps != nil {
 		l.Map, l.Windows = h.maps.Map(), h.maps
+	}
+	if h.spans != nil {
+		l.Index, l.Compression = h.spans, layers.None
 	}
 	return l
 }
@@ -399,6 +430,7 @@ func (s *Service) barriers() {
 			return
 		case <-t.C:
 			if s.worked.Swap(false) { // a pull's garbage is most of a resting worker's memory
+				s.Files.Trim()
 				debug.FreeOSMemory()
 			}
 			if err := s.barrier(s.base); err != nil && s.base.Err() == nil {

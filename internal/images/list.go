@@ -132,7 +132,11 @@ func (s *Service) local(key string, l *layerRow) int64 {
 		return 0
 	}
 	var have, all int64
-	for sum, ref := range f.index.Objects() {
+	ix := f.index
+	if f.spans != nil {
+		ix = f.spans
+	}
+	for sum, ref := range ix.Objects() {
 		all += ref.Size
 		if s.Store.Has(sum) {
 			have += ref.Size

@@ -18,10 +18,10 @@ type pins struct {
 
 // pin keeps whatever an image is made of, what is there already and what will
 // come, from being collected, until release.
-func (s *Service) pin(img *registry.Image, src *source) (release func()) {
+func (s *Service) pin(img *registry.Image, by found) (release func()) {
 	var names []string
 	for _, desc := range img.Manifest.Layers {
-		names = append(names, layerKeys(desc, src)...)
+		names = append(names, layerKeys(desc, by)...)
 	}
 	unpin, unhold := s.pinNames(names...), s.Store.Hold()
 	return func() { unpin(); unhold() }

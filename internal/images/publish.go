@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -170,6 +171,8 @@ func unmapped(row *layerRow) string {
 	switch {
 	case row.Format == lazy.EStargz || row.Format == lazy.ZstdChunked:
 		why = "it has a table of contents of its own: " + row.Format
+	case row.Origin == OriginSOCI:
+		why = "it is read by SOCI's index until all of it is here"
 	case why == "":
 		why = "it was unpacked by an earlier version"
 	}
@@ -377,6 +380,9 @@ func Keygen(a control.KeygenArgs) (control.Key, error) {
 // publishSoon publishes the index of an image in the background, if the daemon is configured to.
 func (s *Service) publishSoon(row *manifestRow) {
 	if ref, err := registry.ParseRef(row.Source); err != nil || !ref.IsRemote() || !s.Indexes.Publish || s.base.Err() != nil {
+		return
+	}
+	if slices.ContainsFunc(row.Layers, isAliased) { // when all of it is here
 		return
 	}
 	k := &Known{Ref: row.Source, manifestRow: *row}

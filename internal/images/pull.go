@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/lazy"
 	"github.com/snapfs/snapfs/layers/registry"
+	"github.com/snapfs/snapfs/layers/soci"
 	"github.com/snapfs/snapfs/layers/tarindex"
 )
 
@@ -68,6 +70,7 @@ func (s *Service) wait(ctx context.Context, a control.PullArgs, k *Known, progre
 	if err := s.CompleteNow(ctx, k, progress); err != nil {
 		return fmt.Errorf("%s: %w", familiar(k.Ref), err)
 	}
+	*k = *s.current(k)
 	return nil
 }
 
@@ -93,13 +96,13 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 	defer s.worked.Store(true)
 	began := time.Now()
 	progress(control.Progress{Action: "resolving"})
-	img, src, err := s.resolve(ctx, ref, platform, progress)
+	img, by, err := s.resolve(ctx, ref, platform, progress)
 	if err != nil {
 		return nil, err
 	}
 	progress(control.Progress{Action: "resolving", Done: true})
-	release := s.pin(img, src)
-	row, err := s.bringIn(ctx, img, src, name, progress)
+	release := s.pin(img, by)
+	row, err := s.bringIn(ctx, img, by, name, progress)
 	release()
 	if err != nil { // nothing is left of it; what others bring in is pinned
 		if cerr := s.Collect(s.base); cerr != nil {
@@ -108,14 +111,21 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 		return nil, fmt.Errorf("%s: %w", ref.Familiar(), err)
 	}
 	s.event(events.Pull, ref.String(), "digest", row.Desc.Digest, "layers", len(row.Layers), "took", time.Since(began))
-	if src == nil {
+	if by.source == nil {
 		s.publishSoon(row)
 	}
 	return row, nil
 }
 
+// found is what was found beside an image, for layers that have no table of
+// contents: an index in our format or, if there is none, one of SOCI.
+type found struct {
+	source *source    // nil if there is none
+	soci   *sociIndex // nil if there is none, or source
+}
+
 // resolve finds the image, and at the same time the index that was published for it.
-func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*registry.Image, *source, error) {
+func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*registry.Image, found, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -124,32 +134,52 @@ func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string
 	img, err := s.Registry.ResolveWith(ctx, ref, registry.ResolveOptions{
 		Platform: platform, Locate: true,
 		OnManifest: func(desc ocispec.Descriptor) {
-			l := &lookup{manifest: desc.Digest, done: make(chan struct{})}
+			l := &lookup{manifest: desc.Digest, fetched: make(chan *ocispec.Manifest, 1), done: make(chan struct{})}
 			last = l
 			all.Go(func() {
 				defer close(l.done)
 				progress(control.Progress{Action: "searching"})
 				defer progress(control.Progress{Action: "searching", Done: true})
-				l.source, l.err = s.look(ctx, ref, l.manifest)
+				s.search(ctx, ref, l)
 			})
 		},
+		OnFetched: func(m *ocispec.Manifest) { last.fetched <- m },
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, found{}, err
 	}
-	src, err := last.result(img)
+	by, err := last.result(img)
 	if err != nil { // the image can be had without
-		s.Log.Warn("no published index is used", "ref", ref, "err", err)
+		s.Log.Warn("a published index is not used", "ref", ref, "err", err)
 	}
-	return img, src, context.Cause(ctx)
+	return img, by, context.Cause(ctx)
 }
 
 // A lookup is a search for an index that goes on while its image is resolved.
 type lookup struct {
 	manifest digest.Digest
+	fetched  chan *ocispec.Manifest // has room for the one
 	done     chan struct{}
-	source   *source // may be read when done is closed
-	err      error
+	found          // may be read when done is closed
+	err      error // says why something was not found
+}
+
+// search looks for both kinds of indexes at the same time.
+func (s *Service) search(ctx context.Context, ref registry.Ref, l *lookup) {
+	ctx, cancel := context.WithCancel(ctx)
+	var x *sociIndex
+	var err error
+	var other sync.WaitGroup
+	other.Go(func() { x, err = s.lookSOCI(ctx, ref, l) })
+	l.source, l.err = s.look(ctx, ref, l.manifest)
+	if l.source != nil {
+		cancel()
+	}
+	other.Wait()
+	cancel()
+	if l.source == nil {
+		l.soci, l.err = x, errors.Join(l.err, err)
+	}
 }
 
 // lookupGrace is how much longer the search may take than the image's own
@@ -157,47 +187,48 @@ type lookup struct {
 const lookupGrace = 5 * time.Second
 
 // result waits for the index of an image.
-func (l *lookup) result(img *registry.Image) (*source, error) {
+func (l *lookup) result(img *registry.Image) (found, error) {
 	if l == nil || l.manifest != img.Desc.Digest {
-		return nil, nil
+		return found{}, nil
 	}
 	select {
 	case <-l.done:
 	case <-time.After(lookupGrace):
-		return nil, fmt.Errorf("no answer about its index within %v", lookupGrace)
+		return found{}, fmt.Errorf("no answer about its index within %v", lookupGrace)
 	}
-	if l.source == nil || l.err != nil {
-		return nil, l.err
+	if l.source != nil {
+		if err := l.source.fits(img); err != nil {
+			return found{}, err
+		}
 	}
-	if err := l.source.fits(img); err != nil {
-		return nil, err
-	}
-	return l.source, nil
+	return l.found, l.err
 }
 
 // bringIn makes everything of an image and records it.
-func (s *Service) bringIn(ctx context.Context, img *registry.Image, src *source, name string, progress func(control.Progress)) (*manifestRow, error) {
+func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, name string, progress func(control.Progress)) (*manifestRow, error) {
 	row := &manifestRow{
 		Desc: img.Desc, Source: img.Ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
 		Layers: make([]string, len(img.Manifest.Layers)), Platform: img.Platform(),
 	}
 	fresh := make([]*layers.Index, len(row.Layers))
-	err := s.ingestAll(ctx, img, src, row, fresh, progress)
+	err := s.ingestAll(ctx, img, by, row, fresh, progress)
 	if err != nil {
 		return nil, err
 	}
-	if src != nil {
-		s.boot(src, row)
+	if by.source != nil {
+		s.boot(by.source, row)
 	}
 	defer s.pinNames(treeID(row.Layers))()
 	if row.Tree, err = s.tree(ctx, row.Layers, fresh, progress); err != nil {
 		return nil, err
 	}
 	return row, s.db.Update(func(tx *bolt.Tx) error {
-		if name == "" {
-			if err := get(tx, "manifests", string(row.Desc.Digest), new(manifestRow)); err != nil {
-				return err // it was removed meanwhile
-			}
+		var was manifestRow
+		switch err := get(tx, "manifests", string(row.Desc.Digest), &was); {
+		case err == nil:
+			row.keepAliased(&was)
+		case name == "" || !errors.Is(err, fs.ErrNotExist):
+			return err // it was removed meanwhile
 		}
 		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil || name == "" {
 			return err
@@ -208,11 +239,11 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, src *source,
 
 // ingestAll gives every layer an index, all at once: lazily readable ones cost
 // two or three requests each; the others share the machine's cores.
-func (s *Service) ingestAll(ctx context.Context, img *registry.Image, src *source, row *manifestRow, fresh []*layers.Index, progress func(control.Progress)) error {
+func (s *Service) ingestAll(ctx context.Context, img *registry.Image, by found, row *manifestRow, fresh []*layers.Index, progress func(control.Progress)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range img.Manifest.Layers {
 		g.Go(func() error {
-			key, ix, err := s.ingest(ctx, img, src, i, progress)
+			key, ix, err := s.ingest(ctx, img, by, i, progress)
 			if err != nil {
 				return fmt.Errorf("layer %s: %w", short(img.Manifest.Layers[i].Digest), err)
 			}
@@ -225,77 +256,104 @@ func (s *Service) ingestAll(ctx context.Context, img *registry.Image, src *sourc
 
 // layerKeys are the names that a layer's index may have, the most trusted
 // first: made from all of its bytes, vouched for by its manifest, published.
-func layerKeys(desc ocispec.Descriptor, src *source) []string {
-	keys := []string{desc.Digest.Encoded()}
+func layerKeys(desc ocispec.Descriptor, by found) []string {
+	keys := []string{ownKey(desc)}
 	if key := layerKey(desc); key != keys[0] {
 		keys = append(keys, key)
 	}
-	if src != nil {
-		keys = append(keys, publishedKey(desc, src.ann.Root))
+	if by.source != nil {
+		keys = append(keys, publishedKey(desc, by.source.ann.Root))
+	}
+	if z, ok := by.soci.ztoc(desc); ok {
+		keys = append(keys, sociKey(desc, z.Digest))
 	}
 	return keys
 }
 
 // ingest makes layer i known and returns its key, and its index if it has just been made.
-func (s *Service) ingest(ctx context.Context, img *registry.Image, src *source, i int, progress func(control.Progress)) (string, *layers.Index, error) {
+func (s *Service) ingest(ctx context.Context, img *registry.Image, by found, i int, progress func(control.Progress)) (string, *layers.Index, error) {
 	desc, diffID := img.Manifest.Layers[i], img.Config.RootFS.DiffIDs[i]
-	for _, k := range layerKeys(desc, src) {
+	for _, k := range layerKeys(desc, by) {
 		if s.knownLayer(k) {
 			progress(control.Progress{ID: short(desc.Digest), Action: "exists", Done: true})
 			return k, nil, nil
 		}
 	}
 	row := layerRow{Desc: desc, DiffID: diffID, Source: img.Ref.String()}
-	if src != nil && src.header.Layers[i].Mapped() {
-		key := publishedKey(desc, src.ann.Root)
-		ix, err := s.ingestAs(ctx, key, progress, func(context.Context, func(control.Progress)) (*layers.Index, *layerRow, error) {
-			row := row
-			ix, err := s.take(src, i, key, &row)
-			return ix, &row, err
-		})
+	if key, take := s.taking(img, by, i, row); take != nil {
+		ix, err := s.ingestAs(ctx, key, progress, take)
 		if err == nil || ctx.Err() != nil {
 			return key, ix, err
 		}
 		s.Log.Warn("published index is not used for a layer", "ref", img.Ref, "layer", desc.Digest, "err", err)
 	}
 	key := layerKey(desc)
-	ix, err := s.ingestAs(ctx, key, progress, func(ctx context.Context, p func(control.Progress)) (*layers.Index, *layerRow, error) {
+	ix, err := s.ingestAs(ctx, key, progress, func(ctx context.Context, p func(control.Progress)) (*made, error) {
 		row := row
-		ix, err := s.open1(ctx, img, key, &row, p)
-		return ix, &row, err
+		return s.open1(ctx, img, key, &row, p)
 	})
 	return key, ix, err
+}
+
+// taking returns how a layer is made known by what was found, if it can be.
+func (s *Service) taking(img *registry.Image, by found, i int, row layerRow) (key string, take func(context.Context, func(control.Progress)) (*made, error)) {
+	if src := by.source; src != nil && src.header.Layers[i].Mapped() {
+		key := publishedKey(row.Desc, src.ann.Root)
+		return key, func(context.Context, func(control.Progress)) (*made, error) {
+			ix, err := s.take(src, i, key, &row)
+			return &made{index: ix, row: &row}, err
+		}
+	}
+	if z, ok := by.soci.ztoc(row.Desc); ok {
+		key := sociKey(row.Desc, z.Digest)
+		return key, func(ctx context.Context, p func(control.Progress)) (*made, error) {
+			l, err := s.takeSOCI(ctx, img, by.soci, z, key, &row, p)
+			if err != nil {
+				return nil, err
+			}
+			return &made{index: l.Index, row: &row, ztoc: l}, nil
+		}
+	}
+	return "", nil
+}
+
+// made is what makes a layer known.
+type made struct {
+	index *layers.Index
+	row   *layerRow
+	ztoc  *soci.Layer // nil if it is not read by one
 }
 
 // ingestAs runs make once however many images want the layer, and records what
 // it has made. The index is nil if somebody else has made it.
 func (s *Service) ingestAs(ctx context.Context, key string, progress func(control.Progress),
-	make func(context.Context, func(control.Progress)) (*layers.Index, *layerRow, error)) (made *layers.Index, err error) {
+	make func(context.Context, func(control.Progress)) (*made, error)) (ix *layers.Index, err error) {
 	_, err = s.ingests.do(ctx, s.base, key, progress, func(ctx context.Context, p func(control.Progress)) (*layerRow, error) {
 		if s.knownLayer(key) { // since we looked
 			return nil, nil
 		}
-		ix, row, err := make(ctx, p)
+		m, err := make(ctx, p)
 		if err != nil {
 			return nil, err
 		}
-		if err := indexfile.Write(s.indexPath(key), ix); err != nil {
+		row := m.row
+		if err := indexfile.Write(s.indexPath(key), m.index); err != nil {
 			return nil, err
 		}
 		if row.lazy() {
-			if err := s.serve(key, row); err != nil {
+			if err := s.serve(key, row, m.ztoc); err != nil {
 				return nil, err
 			}
 		}
-		made = ix
+		ix = m.index
 		s.event(events.Index, row.Source, "layer", row.Desc.Digest, "format", row.Format, "origin", row.Origin, "why", row.Why)
 		return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "layers", key, row) })
 	})
-	return made, err
+	return ix, err
 }
 
 // open1 reads the table of contents of a layer or, where it has none, unpacks it.
-func (s *Service) open1(ctx context.Context, img *registry.Image, key string, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
+func (s *Service) open1(ctx context.Context, img *registry.Image, key string, row *layerRow, progress func(control.Progress)) (*made, error) {
 	id := short(row.Desc.Digest)
 	blob, err := img.Blob(ctx, row.Desc)
 	if err != nil {
@@ -307,7 +365,7 @@ func (s *Service) open1(ctx context.Context, img *registry.Image, key string, ro
 	case err == nil:
 		row.Format, row.Origin = format, OriginTOC
 		progress(control.Progress{ID: id, Action: "indexing", Size: row.Desc.Size, Done: true})
-		return ix, nil
+		return &made{index: ix, row: row}, nil
 	case !errors.Is(err, layers.ErrNoTOC) && !errors.Is(err, registry.ErrNoRange):
 		return nil, err // a TOC that lies is no reason to trust the rest
 	}
@@ -316,8 +374,7 @@ func (s *Service) open1(ctx context.Context, img *registry.Image, key string, ro
 }
 
 // unpack streams a layer into the store, and keeps how it can be read piecewise.
-func (s *Service) unpack(ctx context.Context, img *registry.Image, key string, row *layerRow, progress func(control.Progress)) (*layers.Index, error) {
-	id := short(row.Desc.Digest)
+func (s *Service) unpack(ctx context.Context, img *registry.Image, key string, row *layerRow, progress func(control.Progress)) (*made, error) {
 	select {
 	case s.unpacking <- struct{}{}:
 		defer func() { <-s.unpacking }()
@@ -329,7 +386,17 @@ func (s *Service) unpack(ctx context.Context, img *registry.Image, key string, r
 		return nil, err
 	}
 	defer r.Close()
-	u, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: pulling(row.Desc, progress)})
+	m, err := s.unpackFrom(ctx, r, key, row, pulling(row.Desc, progress))
+	if err != nil {
+		return nil, err
+	}
+	progress(control.Progress{ID: short(row.Desc.Digest), Action: "pulling", Off: row.Desc.Size, Size: row.Desc.Size, Done: true})
+	return m, nil
+}
+
+// unpackFrom unpacks a layer out of its stored bytes. progress may be nil.
+func (s *Service) unpackFrom(ctx context.Context, r io.Reader, key string, row *layerRow, progress func(off int64)) (*made, error) {
+	u, err := tarindex.Unpack(ctx, r, row.Desc, row.DiffID, s.Store, tarindex.Options{Progress: progress})
 	if err != nil {
 		return nil, err
 	}
@@ -344,8 +411,7 @@ func (s *Service) unpack(ctx context.Context, img *registry.Image, key string, r
 			return nil, err
 		}
 	}
-	progress(control.Progress{ID: id, Action: "pulling", Off: row.Desc.Size, Size: row.Desc.Size, Done: true})
-	return u.Index, nil
+	return &made{index: u.Index, row: row}, nil
 }
 
 // maxSpan is how many bytes of a layer, stored or plain, one read may cost at

@@ -49,7 +49,7 @@ func (s *Service) lied(key string, object layers.Sum, cause error) {
 	var refs []string
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		var l layerRow
-		if err := get(tx, "layers", key, &l); err != nil || l.Lied || l.origin() != OriginPublished && object != (layers.Sum{}) {
+		if err := get(tx, "layers", key, &l); err != nil || l.Lied || l.Settled || !l.distrustable() && object != (layers.Sum{}) {
 			return ignoreMissing(err)
 		}
 		q.Layer = string(l.Desc.Digest)
@@ -59,6 +59,11 @@ func (s *Service) lied(key string, object layers.Sum, cause error) {
 		}
 		if l.Root != "" {
 			if err := put(tx, "distrusted", l.Root, q); err != nil {
+				return err
+			}
+		}
+		if l.ZTOC != "" { // another index may name it, too
+			if err := put(tx, "distrusted", string(l.ZTOC), q); err != nil {
 				return err
 			}
 		}
@@ -73,6 +78,11 @@ func (s *Service) lied(key string, object layers.Sum, cause error) {
 		s.Log.Error("image quarantined: its index lies", "ref", ref, "layer", q.Layer, "object", q.Object, "err", cause)
 		s.event(events.Quarantine, ref, "layer", q.Layer, "object", q.Object, "error", cause)
 	}
+}
+
+// distrustable says whether the layer is known by what somebody has published.
+func (l *layerRow) distrustable() bool {
+	return l.origin() == OriginPublished || l.origin() == OriginSOCI
 }
 
 // isolate marks the images that have a layer, and returns what they are called.

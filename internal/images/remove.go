@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -13,7 +15,6 @@ import (
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
-	"github.com/snapfs/snapfs/layers/index"
 	"github.com/snapfs/snapfs/layers/indexfile"
 	"github.com/snapfs/snapfs/layers/registry"
 )
@@ -97,7 +98,7 @@ func (s *Service) free(k *Known, name string, force bool) error {
 	var target string
 	s.db.View(func(tx *bolt.Tx) error {
 		return each(tx, "mounts", func(_ string, m *control.Mount) error {
-			if strings.TrimSuffix(m.Rootfs.Image, sealedSuffix) == k.Tree {
+			if tree := strings.TrimSuffix(m.Rootfs.Image, sealedSuffix); tree == k.Tree || k.Aliased != nil && slices.Contains(k.Aliased.Trees, tree) {
 				target = m.Target
 			}
 			return nil
@@ -123,8 +124,16 @@ func (s *Service) refsOf(manifest digest.Digest) (refs []string, err error) {
 
 // Collect releases layers, metadata images and objects that no image needs.
 func (s *Service) Collect(ctx context.Context) error {
+	return s.collect(ctx, s.dropAliased)
+}
+
+// collect is Collect after first, which runs when nobody begins to use anything.
+func (s *Service) collect(ctx context.Context, first func() error) error {
 	s.live.Lock()
 	defer s.live.Unlock()
+	if err := first(); err != nil {
+		return err
+	}
 	layerKeys, trees, err := s.needed()
 	if err != nil {
 		return err
@@ -149,10 +158,26 @@ func (s *Service) Collect(ctx context.Context) error {
 func (s *Service) needed() (layerKeys, trees map[string]bool, err error) {
 	layerKeys, trees = map[string]bool{}, map[string]bool{}
 	err = s.db.View(func(tx *bolt.Tx) error {
-		return each(tx, "manifests", func(_ string, m *manifestRow) error {
+		if err := each(tx, "manifests", func(_ string, m *manifestRow) error {
 			trees[m.Tree] = true
 			for _, key := range m.Layers {
 				layerKeys[key] = true
+			}
+			if a := m.Aliased; a != nil {
+				for _, key := range a.Layers {
+					layerKeys[key] = true
+				}
+				for _, id := range a.Trees {
+					trees[id] = true
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		return each(tx, "layers", func(key string, l *layerRow) error {
+			if layerKeys[key] && l.Settled { // it is read from that
+				layerKeys[ownKey(l.Desc)] = true
 			}
 			return nil
 		})
@@ -202,33 +227,48 @@ func (s *Service) dropLayers(keep map[string]bool) error {
 	for _, key := range drop {
 		s.mu.Lock()
 		if f := s.open[key]; f != nil {
-			s.Fetcher.Remove(key)
-			f.close()
+			s.remove(key, f)
 			delete(s.open, key)
 		}
 		s.mu.Unlock()
 		s.forgetLayer(key)
-		os.Remove(s.indexPath(key))
-		index.RemoveMap(s.mapPath(key))
 	}
-	return nil
+	return s.sweepLayers(keep)
+}
+
+// sweepLayers removes the files of layers that are not to be kept. No row knows
+// those of a process that was killed while it made a layer known.
+func (s *Service) sweepLayers(keep map[string]bool) error {
+	dir := filepath.Join(s.Root, "layers")
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if key, _, _ := strings.Cut(f.Name(), "."); key != "" && !keep[key] {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, f.Name())))
+		}
+	}
+	return err
 }
 
 func (s *Service) neededObjects(layerKeys map[string]bool) (map[layers.Sum]bool, error) {
 	keep := map[layers.Sum]bool{}
 	for key := range layerKeys {
-		f, err := indexfile.Open(s.indexPath(key))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err // not knowing what is needed, remove nothing
-		}
-		for sum := range f.Objects() {
-			keep[sum] = true
-		}
-		if err := f.Close(); err != nil {
-			return nil, err
+		for _, path := range []string{s.indexPath(key), s.spansPath(key)} {
+			f, err := indexfile.Open(path)
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err // not knowing what is needed, remove nothing
+			}
+			for sum := range f.Objects() {
+				keep[sum] = true
+			}
+			if err := f.Close(); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return keep, nil

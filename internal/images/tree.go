@@ -144,6 +144,7 @@ func (s *Service) index(key string, fresh []*layers.Index, i int) (*layers.Index
 // is read by way of the daemon, which so learns what a start needs of an image
 // that is local; see Begin. A quarantined image is refused.
 func (s *Service) Rootfs(ctx context.Context, k *Known, record bool) (control.Rootfs, error) {
+	k = s.current(k)
 	if err := k.startable(); err != nil {
 		return control.Rootfs{}, err
 	}
