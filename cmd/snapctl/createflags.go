@@ -50,6 +50,14 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 		a.Labels[name] = value
 		return nil
 	})
+	f.add("log-driver", "DRIVER", "keep the output for snapctl logs: json-file (default), or none", func(s string) error {
+		a.LogDriver = s
+		if s != "json-file" && s != "none" {
+			return fmt.Errorf("%q: want json-file or none", s)
+		}
+		return nil
+	})
+	f.add("log-opt", "NAME=VALUE", "max-size=10m: begin another file then; max-file=3: keep so many of them (default 1)", func(s string) error { return parseLogOpt(s, a) })
 	f.add("m,memory", "SIZE", "limit memory, such as 512m", func(s string) (err error) { a.Memory, err = parseBytes(s); return err })
 	f.add("mount", "SPEC", "mount type=bind,source=DIR,target=DIR[,readonly] or type=tmpfs,target=DIR[,tmpfs-size=SIZE]", func(s string) error {
 		m, err := parseMount(s)

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
 // parseBytes reads a size as docker does: a number with an optional unit
@@ -286,4 +287,28 @@ func securityOpt(s string) (string, error) {
 		return "", fmt.Errorf("seccomp profile: %w", err)
 	}
 	return "seccomp=" + string(b), nil
+}
+
+// parseLogOpt reads one --log-opt of docker's json-file driver.
+func parseLogOpt(s string, a *control.CreateArgs) (err error) {
+	name, value, _ := strings.Cut(s, "=")
+	switch name {
+	case "max-size":
+		if value == "-1" { // docker's way to say that there is none
+			a.LogMaxSize = 0
+			return nil
+		}
+		if a.LogMaxSize, err = parseBytes(value); err == nil && a.LogMaxSize == 0 {
+			err = fmt.Errorf("%q: want a size such as 10m, or -1 for no limit", s)
+		}
+		return err
+	case "max-file":
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 || n > monitor.MaxLogFiles {
+			return fmt.Errorf("%q: want a number of files from 1 to %d", s, monitor.MaxLogFiles)
+		}
+		a.LogMaxFiles = n
+		return nil
+	}
+	return fmt.Errorf("%q: unknown option; want max-size=SIZE or max-file=N", s)
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/runtime/monitor"
@@ -128,7 +127,7 @@ func TestCreateArguments(t *testing.T) {
 		"--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--ulimit", "nofile=10", "--entrypoint", "/e", "--init",
 		"--pull", "never", "--platform", "linux/arm64", "--stop-signal", "USR1", "--label", "k=v", "-i", "--rm",
 		"--ready", "line=^up$", "--health-cmd", "true", "--health-interval", "1m", "--health-timeout", "2s", "--health-start-period", "3s",
-		"--health-start-interval", "4s", "--health-retries", "5", "img:1", "cmd", "-x", "--rm",
+		"--health-start-interval", "4s", "--health-retries", "5", "--log-opt", "max-size=10m", "--log-opt", "max-file=3", "--log-driver", "json-file", "img:1", "cmd", "-x", "--rm",
 	}
 	if status := env.main(args); status != 0 {
 		t.Fatalf("exit status %d: %s", status, errs())
@@ -144,7 +143,7 @@ func TestCreateArguments(t *testing.T) {
 		`"Network":"host","Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Options":null,"Create":true},{"Type":"tmpfs","Source":"","Target":"/t","ReadOnly":false,"Options":null,"Create":false}],` +
 		`"Tmpfs":["/run:size=1m"],"Memory":67108864,"NanoCPUs":1500000000,"PidsLimit":100,"CapAdd":["NET_ADMIN"],"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],` +
 		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0,"Ready":"line=^up$",` +
-		`"Health":{"Test":["CMD-SHELL","true"],"Interval":60000000000,"Timeout":2000000000,"StartPeriod":3000000000,"StartInterval":4000000000,"Retries":5},"NoHealthcheck":false}`
+		`"Health":{"Test":["CMD-SHELL","true"],"Interval":60000000000,"Timeout":2000000000,"StartPeriod":3000000000,"StartInterval":4000000000,"Retries":5},"NoHealthcheck":false,"LogDriver":"json-file","LogMaxSize":10485760,"LogMaxFiles":3}`
 	if string(got) != want {
 		t.Errorf("asked for\n%s\nwant\n%s", got, want)
 	}
@@ -208,49 +207,6 @@ func TestNoDaemon(t *testing.T) {
 	}
 	if status := env.main([]string{"run", "x"}); status != 125 {
 		t.Errorf("run: exit status %d, want 125", status)
-	}
-}
-
-func TestLogs(t *testing.T) {
-	path := t.TempDir() + "/log.json"
-	var text strings.Builder
-	for i, line := range []string{"one\n", "two\n", "par", "tial\n", "last\n"} {
-		stream := "stdout"
-		if i == 1 {
-			stream = "stderr"
-		}
-		b, _ := json.Marshal(map[string]any{"log": line, "stream": stream, "time": noon.Add(time.Duration(i) * time.Second)})
-		text.Write(append(b, '\n'))
-	}
-	text.WriteString(`{"log":"torn`)
-	if err := os.WriteFile(path, []byte(text.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d := newDaemon(t, map[string]func(*control.Request) error{
-		control.OpLogs: func(r *control.Request) error {
-			f, err := os.Open(path)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			return r.Reply(control.Container{Name: "box"}, f)
-		},
-	})
-	for _, test := range []struct{ args, stdout, stderr string }{
-		{"logs box", "one\npartial\nlast\n", "two\n"},
-		{"logs -f box", "one\npartial\nlast\n", "two\n"}, // it has ended
-		{"logs --tail 1 box", "last\n", ""},
-		{"logs -n 4 box", "partial\nlast\n", "two\n"},
-		{"logs --tail 99 box", "one\npartial\nlast\n", "two\n"},
-		{"logs --tail 0 box", "", ""},
-		{"logs --since 2026-11-24T12:00:04Z box", "last\n", ""},
-		{"logs --until 2026-11-24T12:00:00Z box", "one\n", ""},
-		{"logs -t --tail 1 box", "2026-11-24T12:00:04.000000000Z last\n", ""},
-	} {
-		env, out, errs := newEnv(t, d.socket)
-		if status := env.main(strings.Fields(test.args)); status != 0 || out() != test.stdout || errs() != test.stderr {
-			t.Errorf("%s: exit status %d, stdout %q, want %q, stderr %q, want %q", test.args, status, out(), test.stdout, errs(), test.stderr)
-		}
 	}
 }
 

@@ -120,6 +120,10 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 	if err != nil {
 		return nil, nil, err
 	}
+	logs, err := logOptions(a)
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := monitor.ParseReady(a.Ready); err != nil {
 		return nil, nil, invalid("--ready %v", err)
 	}
@@ -150,8 +154,22 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 		User: cmp.Or(a.User, config.Config.User), StopSignal: cmp.Or(a.StopSignal, config.Config.StopSignal),
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
-		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health,
+		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs,
 	}, warnings, nil
+}
+
+func logOptions(a *control.CreateArgs) (o monitor.LogOptions, err error) {
+	switch {
+	case a.LogDriver != "" && a.LogDriver != "json-file" && a.LogDriver != "none":
+		return o, invalid("--log-driver %q: want json-file or none", a.LogDriver)
+	case a.LogMaxSize < 0 || a.LogMaxFiles < 0 || a.LogMaxFiles > monitor.MaxLogFiles:
+		return o, invalid("--log-opt: want a max-size of 0 or more, and a max-file of 1 to %d", monitor.MaxLogFiles)
+	case a.LogDriver == "none" && (a.LogMaxSize != 0 || a.LogMaxFiles != 0):
+		return o, invalid("--log-opt: there is no log with --log-driver none")
+	case a.LogMaxFiles > 1 && a.LogMaxSize == 0:
+		return o, invalid("--log-opt max-file=%d: wants a max-size, after which a further file is begun", a.LogMaxFiles)
+	}
+	return monitor.LogOptions{None: a.LogDriver == "none", MaxSize: a.LogMaxSize, MaxFiles: a.LogMaxFiles}, nil
 }
 
 // fill makes the container's directory. The configuration comes last: without

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
@@ -62,16 +62,17 @@ func (s *Service) end(ctx context.Context, row control.Container) error {
 // endTimeout bounds how long the end of a killed container may take.
 const endTimeout = 10 * time.Second
 
-// OpenLog opens a container's log for reading.
+// OpenLog opens the directory that a container's log is in. With the directory
+// and not the file, the client finds what comes after a rotation by itself.
 func (s *Service) OpenLog(name string) (*os.File, control.Container, error) {
 	row, err := s.Resolve(name)
 	if err != nil {
 		return nil, row, err
 	}
-	f, err := os.Open(filepath.Join(s.dir(row.ID), monitor.LogFile))
-	if errors.Is(err, fs.ErrNotExist) { // it has not been started
-		f, err = os.Open(os.DevNull)
+	if c := s.config(row.ID); c != nil && c.LogOptions.None {
+		return nil, row, &control.Error{Code: control.CodeUnsupported, Message: fmt.Sprintf("container %s keeps no log: it was made with --log-driver none", row.Name)}
 	}
+	f, err := os.OpenFile(s.dir(row.ID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	return f, row, err
 }
 

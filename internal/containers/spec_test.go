@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
 func build(t *testing.T, change func(*control.CreateArgs, *ocispec.Image)) (*specs.Spec, error) {
@@ -187,5 +188,26 @@ func TestMountsReplaceDefaultsAndComeParentsFirst(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("/dev/shm is mounted %d times", n)
+	}
+}
+
+func TestLogOptions(t *testing.T) {
+	for name, test := range map[string]struct {
+		a    control.CreateArgs
+		want monitor.LogOptions
+		err  string
+	}{
+		"default":       {control.CreateArgs{}, monitor.LogOptions{}, ""},
+		"limited":       {control.CreateArgs{LogDriver: "json-file", LogMaxSize: 10, LogMaxFiles: 3}, monitor.LogOptions{MaxSize: 10, MaxFiles: 3}, ""},
+		"none":          {control.CreateArgs{LogDriver: "none"}, monitor.LogOptions{None: true}, ""},
+		"none, limited": {control.CreateArgs{LogDriver: "none", LogMaxSize: 10}, monitor.LogOptions{}, "no log with --log-driver none"},
+		"only files":    {control.CreateArgs{LogMaxFiles: 3}, monitor.LogOptions{}, "max-file=3: wants a max-size"},
+		"too many":      {control.CreateArgs{LogMaxSize: 1, LogMaxFiles: 101}, monitor.LogOptions{}, "max-file of 1 to 100"},
+		"negative":      {control.CreateArgs{LogMaxSize: -1}, monitor.LogOptions{}, "max-size of 0 or more"},
+		"driver":        {control.CreateArgs{LogDriver: "syslog"}, monitor.LogOptions{}, `--log-driver "syslog"`},
+	} {
+		if got, err := logOptions(&test.a); got != test.want || (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+			t.Errorf("%s: logOptions = %+v, %v; want %+v, %q", name, got, err, test.want, test.err)
+		}
 	}
 }

@@ -40,7 +40,7 @@ const (
 	OpPs      = "container.list"    // PsArgs → []Container
 	OpResolve = "container.resolve" // ContainerArgs → Container
 	OpCInsp   = "container.inspect" // ContainerArgs → json.RawMessage
-	OpLogs    = "container.logs"    // ContainerArgs → Container, and one descriptor: the log file, read-only
+	OpLogs    = "container.logs"    // ContainerArgs → Container, and one descriptor: the directory with its log, O_PATH (see monitor.RotatedLog)
 	OpRm      = "container.remove"  // RemoveContainerArgs → Container
 )
 
@@ -448,6 +448,9 @@ type CreateArgs struct {
 	Ready         string      // what makes it ready, as monitor.ParseReady reads it; "" leaves that to its health check, or the daemon
 	Health        Healthcheck // the fields that are set go before the image's
 	NoHealthcheck bool        // the image's is not run
+	LogDriver     string      // "json-file" (default) or "none"
+	LogMaxSize    int64       // bytes of a log file after which another is begun; 0 no limit
+	LogMaxFiles   int         // with LogMaxSize, how many of them are kept; 0 is 1
 }
 
 // A Healthcheck is a program that is run in a container again and again, with

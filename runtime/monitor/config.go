@@ -38,11 +38,19 @@ type Config struct {
 	CgroupParent    string               // cgroup below which the container's is made
 	Socket          string               // where the monitor listens
 	Log             string               `json:",omitempty"` // "" is log.json in the container's directory
+	LogOptions      LogOptions           `json:",omitzero"`
 	SeccompCache    string               `json:",omitempty"` // directory of compiled filters; "": compiled at every start
 	Ready           string               `json:",omitempty"` // see ParseReady; "" leaves it to Health or, without that, to the daemon
 	Health          *control.Healthcheck `json:",omitempty"` // nil: none
 	Created         time.Time            // when the client asked for it
 	Labels          map[string]string    `json:",omitempty"`
+}
+
+// LogOptions say what is kept of a container's output; all, if nothing is set.
+type LogOptions struct {
+	None     bool  `json:",omitempty"` // nothing
+	MaxSize  int64 `json:",omitempty"` // bytes of a file after which another is begun; 0: no limit
+	MaxFiles int   `json:",omitempty"` // how many files there are at most; with MaxSize only. 0 is 1
 }
 
 func (c *Config) logPath(dir string) string {
@@ -82,6 +90,9 @@ func decodeConfig(b []byte) (*Config, error) {
 	c.Spec.Process.Terminal = c.TTY
 	if _, err := parseSignal(c.StopSignal, unix.SIGTERM); err != nil {
 		return nil, err
+	}
+	if o := c.LogOptions; o.MaxSize < 0 || o.MaxFiles < 0 || o.MaxFiles > MaxLogFiles {
+		return nil, fmt.Errorf("log of %d files of %d bytes", o.MaxFiles, o.MaxSize)
 	}
 	if c.Health != nil {
 		if _, err := healthArgs(c.Health.Test); err != nil {

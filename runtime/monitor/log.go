@@ -3,7 +3,6 @@ package monitor
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -18,17 +17,20 @@ const maxLine = 16 << 10
 //	{"log":"text\n","stream":"stdout","time":"2026-11-24T00:50:00.123456789Z"}
 //
 // A line longer than maxLine is cut into several without "\n" at their ends.
-// Bytes that are not UTF-8 become U+FFFD, as Docker's do.
+// Bytes that are not UTF-8 become U+FFFD, as Docker's do. A nil logWriter writes nothing.
 type logWriter struct {
 	mu   sync.Mutex
-	f    *os.File
+	f    *logFile
 	buf  bytes.Buffer // lines of one write
 	now  func() time.Time
 	rest map[string][]byte // by stream: what has no newline yet
 }
 
-func openLog(path string) (*logWriter, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+func openLog(path string, o LogOptions) (*logWriter, error) {
+	if o.None {
+		return nil, nil
+	}
+	f, err := openLogFile(path, o.MaxSize, max(o.MaxFiles, 1))
 	if err != nil {
 		return nil, err
 	}
@@ -38,6 +40,9 @@ func openLog(path string) (*logWriter, error) {
 // Write logs p. The last line is kept back until its newline comes. An error
 // means that lines were lost (disk full): the container is not to suffer for it.
 func (l *logWriter) Write(stream string, p []byte) error {
+	if l == nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.buf.Reset()
@@ -85,15 +90,14 @@ func (l *logWriter) line(stream string, p []byte, at time.Time) {
 }
 
 func (l *logWriter) flush() error {
-	if l.buf.Len() == 0 {
-		return nil
-	}
-	_, err := l.f.Write(l.buf.Bytes())
-	return err
+	return l.f.Write(l.buf.Bytes())
 }
 
 // End logs what a stream wrote after its last newline.
 func (l *logWriter) End(stream string) error {
+	if l == nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.buf.Reset()
@@ -105,4 +109,9 @@ func (l *logWriter) End(stream string) error {
 }
 
 // Close closes the log.
-func (l *logWriter) Close() error { return l.f.Close() }
+func (l *logWriter) Close() error {
+	if l == nil {
+		return nil
+	}
+	return l.f.Close()
+}

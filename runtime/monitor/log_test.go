@@ -14,7 +14,7 @@ import (
 func newLog(t *testing.T) (*logWriter, func() string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), LogFile)
-	l, err := openLog(path)
+	l, err := openLog(path, LogOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func FuzzLog(f *testing.F) {
 }
 
 func BenchmarkLog(b *testing.B) {
-	l, err := openLog(os.DevNull)
+	l, err := openLog(os.DevNull, LogOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}

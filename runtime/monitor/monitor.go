@@ -144,7 +144,7 @@ func newMonitor(dir string, o *Options) (*Monitor, error) {
 	if !cfg.TTY {
 		m.err = &output{}
 	}
-	m.json, err = openLog(cfg.logPath(dir))
+	m.json, err = openLog(cfg.logPath(dir), cfg.LogOptions)
 	return m, err
 }
 
