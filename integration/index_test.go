@@ -285,6 +285,16 @@ func TestLyingIndex(t *testing.T) {
 			if _, code := m.snapctl("run", "--rm", "--network", "none", ref, "/inside", "exit", "0"); code != 125 {
 				t.Errorf("run on a quarantined image: exit status %d, want 125", code)
 			}
+			if words := m.ok("explain", ref); !strings.Contains(words, "  QUARANTINED: ") || tc.read && (!strings.Contains(words, "  those of /a/f00") || !strings.Contains(words, ": digest is sha256:")) {
+				t.Errorf("explain does not say that it is quarantined, or not why:\n%s", words)
+			}
+			if text := m.ok("stat", "--prometheus"); !strings.Contains(text, "\nsnapfs_images{state=\"quarantined\"} 1\n") {
+				t.Errorf("no metric says that it is quarantined:\n%s", text)
+			}
+			told := m.events(control.EventsArgs{Filter: map[string][]string{"event": {"quarantine"}}})
+			if len(told) != 1 || told[0].ID != ref || told[0].Attributes["error"] == "" {
+				t.Errorf("events: %+v", told)
+			}
 			m.stop()
 			m.start()
 			if _, code := m.snapctl("run", "--rm", "--network", "none", ref, "/inside", "exit", "0"); code != 125 {

@@ -104,6 +104,9 @@ func (s *story) image(e *control.Explanation) {
 	s.say("Image %s (%s, %s), %s", i.Ref, shortID(i.ID), i.Platform, i.Digest)
 	if i.Quarantine != "" {
 		s.say("  QUARANTINED: nothing new is started on it. Its index promised other bytes than it has:")
+		if i.QuarantineFile != "" {
+			s.say("  those of %s", i.QuarantineFile)
+		}
 		s.say("  %s", i.Quarantine)
 		s.say("  snapctl pull brings it in again, without that index.")
 	}
@@ -283,9 +286,11 @@ func (s *story) phases(r *control.Start) {
 		return
 	}
 	t := newTable("PHASE", "BEGAN", "TOOK", "")
-	for _, p := range list {
+	for i, p := range list {
 		note := p.note
-		if m := meanings[p.name]; m != "" {
+		if r.Error != "" && i == len(list)-1 {
+			note = "it failed here"
+		} else if m := meanings[p.name]; m != "" {
 			note = strings.TrimSuffix(m+": "+note, ": ")
 		}
 		t.row(p.name, took(p.begin), took(p.end-p.begin), note)

@@ -88,7 +88,7 @@ func TestExplainOtherStories(t *testing.T) {
 		return &control.ImageDetail{Image: control.Image{Ref: "x", Size: 10, Local: 10, Complete: true}, LayerDetails: someLayers()[:1]}
 	}
 	quarantined := image()
-	quarantined.Quarantine = "layer sha256:aa: chunk 3 of sha256:bb: digest"
+	quarantined.Quarantine, quarantined.QuarantineFile = "layer sha256:aa: chunk 3 of sha256:bb: digest", "/usr/bin/x"
 	unsigned := image()
 	unsigned.LayerDetails[0].Origin, unsigned.LayerDetails[0].Signer = "published", ""
 	soci := image()
@@ -100,10 +100,10 @@ func TestExplainOtherStories(t *testing.T) {
 	}{
 		"nothing known":       {control.Explanation{Image: image()}, []string{"It can start lazily, and all of it (10B) is local", "Last start: none is recorded.", "Boot profile: none.", "No read of it has waited"}, "Container"},
 		"removed":             {control.Explanation{Container: &control.Container{Name: "c"}}, []string{"Its image has been removed."}, "Layers"},
-		"quarantined":         {control.Explanation{Image: quarantined}, []string{"QUARANTINED", "chunk 3 of sha256:bb"}, ""},
+		"quarantined":         {control.Explanation{Image: quarantined}, []string{"QUARANTINED", "those of /usr/bin/x\n", "chunk 3 of sha256:bb"}, ""},
 		"soci":                {control.Explanation{Image: soci}, []string{"SOCI's (eeeeeeeeeeee)"}, "made here"},
 		"unsigned":            {control.Explanation{Image: unsigned}, []string{"unsigned: this daemon trusts any"}, "signed by"},
-		"failed":              {control.Explanation{Image: image(), Start: &control.Start{Kind: "run", Error: "no room", Phases: []control.Phase{{Name: "mount", End: ms}}}}, []string{": failed\n  no room\n", "mount"}, "ready after"},
+		"failed":              {control.Explanation{Image: image(), Start: &control.Start{Kind: "run", Error: "no room", Phases: []control.Phase{{Name: "mount", End: ms}}}}, []string{": failed\n  no room\n", "it failed here"}, "ready after"},
 		"ended":               {control.Explanation{Image: image(), Start: &control.Start{Kind: "run", Running: ms, Ready: 5 * ms}}, []string{"it ended after 5.00ms, before it was ready", "No read waited for the network."}, ""},
 		"not yet":             {control.Explanation{Image: image(), Start: &control.Start{Kind: "run", Running: ms}}, []string{"it runs, and is not ready yet"}, "until ready"},
 		"made":                {control.Explanation{Image: image(), Start: &control.Start{Kind: "run"}}, []string{"it does not run yet"}, ""},

@@ -73,6 +73,11 @@ func (d *daemon) explainImage(e *control.Explanation, k *images.Known) error {
 	}
 	detail.Manifest, detail.Config = nil, nil // snapctl inspect has them
 	e.Image = detail
+	if q := k.Quarantine; q != nil && q.Object != "" {
+		if sum, err := layers.ParseSum(digest.Digest(q.Object)); err == nil {
+			detail.QuarantineFile = d.images.Paths(k, []layers.Sum{sum})[sum]
+		}
+	}
 	if s, ok := d.starts.Pulled(string(k.Desc.Digest)); ok {
 		e.Pull = &s
 	}

@@ -221,6 +221,7 @@ type ImageDetail struct {
 	Files            int64 // names in the image
 	Metadata         string
 	Quarantine       string `json:",omitempty"` // why nothing may be started on it
+	QuarantineFile   string `json:",omitempty"` // whose bytes are not as promised; explain says
 	Profile          ProfileInfo
 }
 
