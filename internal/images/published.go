@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/index"
@@ -108,18 +109,27 @@ func (s *Service) believe(p *published) error {
 	return p.unsigned
 }
 
-// A source is a published index in use: its header and first bytes are here.
+// A source is a published index in use: its header and first bytes are here,
+// its boot bundle is coming.
 type source struct {
 	published
 	ref    registry.Ref
 	header *index.Header
 	prefix []byte
+	bundle *ahead // nil if there is none
+}
+
+// close gives up what was asked for and is not needed.
+func (src *source) close() {
+	if src != nil && src.bundle != nil {
+		src.bundle.Close()
+	}
 }
 
 // look finds the index to use for an image, and fetches what is needed of it
 // before a container can run. It is nil without an error if there is none.
 func (s *Service) look(ctx context.Context, ref registry.Ref, manifest digest.Digest) (*source, error) {
-	if !s.Indexes.look() {
+	if !s.Indexes.look() || s.isLocal(manifest) {
 		return nil, nil
 	}
 	all, err := s.find(ctx, ref, manifest, s.Indexes.Keys)
@@ -133,7 +143,9 @@ func (s *Service) look(ctx context.Context, ref registry.Ref, manifest digest.Di
 			continue
 		}
 		src := &source{published: *p, ref: ref}
+		s.askBundle(src)
 		if err := s.fetchPrefix(ctx, src); err != nil {
+			src.close()
 			errs = append(errs, fmt.Errorf("index %s: %w", short(p.desc.Digest), err))
 			continue
 		}
@@ -142,17 +154,56 @@ func (s *Service) look(ctx context.Context, ref registry.Ref, manifest digest.Di
 	return nil, errors.Join(errs...)
 }
 
+// A connection that is new carries little in its first round trips, so the
+// prefix comes over several at once.
+const (
+	prefixParts = 3
+	minPart     = 48 << 10 // bytes
+)
+
+// isLocal says whether an image is known already, and all of it local.
+func (s *Service) isLocal(manifest digest.Digest) bool {
+	var m manifestRow
+	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(manifest), &m) }) != nil || m.Quarantine != nil {
+		return false
+	}
+	return s.usable(&m) && len(s.incomplete(&Known{manifestRow: m})) == 0
+}
+
 func (s *Service) fetchPrefix(ctx context.Context, src *source) error {
 	blob, err := s.Registry.Blob(src.ref, blobDesc(index.MediaTypeIndex, src.ann.Index))
 	if err != nil {
 		return err
 	}
 	src.prefix = make([]byte, src.ann.Prefix)
-	if n, err := blob.ReadAt(ctx, src.prefix, 0); n < len(src.prefix) {
-		return errors.Join(err, io.ErrUnexpectedEOF)
+	part := max(minPart, (len(src.prefix)+prefixParts-1)/prefixParts)
+	g, ctx := errgroup.WithContext(ctx)
+	for off := 0; off < len(src.prefix); off += part {
+		g.Go(func() error {
+			p := src.prefix[off:min(off+part, len(src.prefix))]
+			if n, err := blob.ReadAt(ctx, p, int64(off)); n < len(p) {
+				return errors.Join(err, io.ErrUnexpectedEOF)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	src.header, err = index.ParseHeader(src.prefix, src.ann.Root)
 	return err
+}
+
+// askBundle asks for the boot bundle now: the answer takes a round trip, and
+// the link is idle while the metadata image is made.
+func (s *Service) askBundle(src *source) {
+	if src.ann.Bundle.Size == 0 {
+		return
+	}
+	desc := blobDesc(index.MediaTypeBundle, src.ann.Bundle)
+	src.bundle = readAhead(s.base, maxAhead, func(ctx context.Context) (io.ReadCloser, error) {
+		return s.Registry.Stream(ctx, src.ref, desc)
+	})
 }
 
 // fits is an error if the index is not of the image after all.

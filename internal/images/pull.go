@@ -101,6 +101,7 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 		return nil, err
 	}
 	progress(control.Progress{Action: "resolving", Done: true})
+	defer by.source.close()
 	release := s.pin(img, by)
 	row, err := s.bringIn(ctx, img, by, name, progress)
 	release()
@@ -125,17 +126,24 @@ type found struct {
 }
 
 // resolve finds the image, and at the same time the index that was published for it.
-func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (*registry.Image, found, error) {
+func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (img *registry.Image, by found, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
-	defer all.Wait()
-	defer cancel()
-	var last *lookup
-	img, err := s.Registry.ResolveWith(ctx, ref, registry.ResolveOptions{
+	var lookups []*lookup
+	defer func() {
+		cancel()
+		all.Wait()
+		for _, l := range lookups {
+			if l.source != by.source {
+				l.source.close()
+			}
+		}
+	}()
+	img, err = s.Registry.ResolveWith(ctx, ref, registry.ResolveOptions{
 		Platform: platform, Locate: true,
 		OnManifest: func(desc ocispec.Descriptor) {
 			l := &lookup{manifest: desc.Digest, fetched: make(chan *ocispec.Manifest, 1), done: make(chan struct{})}
-			last = l
+			lookups = append(lookups, l)
 			all.Go(func() {
 				defer close(l.done)
 				progress(control.Progress{Action: "searching"})
@@ -143,16 +151,16 @@ func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string
 				s.search(ctx, ref, l)
 			})
 		},
-		OnFetched: func(m *ocispec.Manifest) { last.fetched <- m },
+		OnFetched: func(m *ocispec.Manifest) { lookups[len(lookups)-1].fetched <- m },
 	})
-	if err != nil {
-		return nil, found{}, err
+	if err != nil || len(lookups) == 0 {
+		return img, by, err
 	}
-	by, err := last.result(img)
+	result, err := lookups[len(lookups)-1].result(img)
 	if err != nil { // the image can be had without
 		s.Log.Warn("a published index is not used", "ref", ref, "err", err)
 	}
-	return img, by, context.Cause(ctx)
+	return img, result, context.Cause(ctx)
 }
 
 // A lookup is a search for an index that goes on while its image is resolved.
@@ -188,7 +196,7 @@ const lookupGrace = 5 * time.Second
 
 // result waits for the index of an image.
 func (l *lookup) result(img *registry.Image) (found, error) {
-	if l == nil || l.manifest != img.Desc.Digest {
+	if l.manifest != img.Desc.Digest {
 		return found{}, nil
 	}
 	select {

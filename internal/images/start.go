@@ -42,13 +42,14 @@ func (s *Service) prefetch(src *source, manifest digest.Digest, p *index.Profile
 	}
 	ctx, end := s.booting.begin(s.base, manifest)
 	arrived := func() {}
-	if src.ann.Bundle.Size > 0 {
+	bundle := src.bundle
+	if src.bundle = nil; bundle != nil {
 		arrived = s.Fetcher.Expect(items)
 	}
 	s.background.Go(func() {
 		defer end()
-		if src.ann.Bundle.Size > 0 {
-			err := s.bundle(ctx, src, p)
+		if bundle != nil {
+			err := s.bundle(bundle, p)
 			arrived()
 			if err == nil {
 				return
@@ -63,11 +64,7 @@ func (s *Service) prefetch(src *source, manifest digest.Digest, p *index.Profile
 
 // bundle stores the chunks of a boot bundle as they come. Each was compared
 // with the profile's sum, and is with the index's by the store.
-func (s *Service) bundle(ctx context.Context, src *source, p *index.Profile) error {
-	r, err := s.Registry.Stream(ctx, src.ref, blobDesc(index.MediaTypeBundle, src.ann.Bundle))
-	if err != nil {
-		return err
-	}
+func (s *Service) bundle(r *ahead, p *index.Profile) error {
 	defer r.Close()
 	b, err := index.NewBundleReader(r, p)
 	if err != nil {
