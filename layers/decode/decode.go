@@ -17,6 +17,8 @@ import (
 	"io"
 	"sync"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/snapfs/snapfs/layers"
 )
 
@@ -26,7 +28,8 @@ const MaxInner = 256 << 20
 
 // Chunk decodes one chunk: it fills dst, which is ck.Size bytes long, from the
 // stored run. A chunk with BlobLen 0 is all zeros and needs no stored bytes. Any
-// failure wraps layers.ErrBadLayer, because the stored bytes cause it.
+// failure wraps layers.ErrBadLayer, because the stored bytes cause it, or
+// layers.ErrTooLarge if decoding them takes too much memory.
 func Chunk(dst []byte, c layers.Compression, stored []byte, ck layers.Chunk) error {
 	if err := check(ck); err != nil {
 		return err
@@ -56,7 +59,7 @@ func Chunk(dst []byte, c layers.Compression, stored []byte, ck layers.Chunk) err
 // Run decodes a stored run once and cuts chunks from it: it calls put with the
 // index of each chunk and its plain bytes, which are valid only during the call.
 // The chunks share the run and are in order of Inner, without overlaps. An error
-// of put ends the run and is returned as it is; others wrap layers.ErrBadLayer.
+// of put ends the run and is returned as it is; others are those of Chunk.
 func Run(c layers.Compression, stored []byte, chunks []layers.Chunk, put func(i int, plain []byte) error) error {
 	if len(chunks) == 1 {
 		return one(c, stored, chunks[0], put)
@@ -133,6 +136,8 @@ func bad(err error) error {
 		return fmt.Errorf("%w: stored run ends early", layers.ErrBadLayer)
 	case errors.Is(err, layers.ErrBadLayer):
 		return err
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return fmt.Errorf("%w: %w", layers.ErrTooLarge, err)
 	}
 	return fmt.Errorf("%w: %w", layers.ErrBadLayer, err)
 }

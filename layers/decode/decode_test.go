@@ -2,6 +2,7 @@ package decode
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"runtime"
@@ -234,5 +235,44 @@ func BenchmarkChunk(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// A frame with a large window is decoded, one that is too large costs no memory,
+// and neither is called damaged.
+func TestWindows(t *testing.T) {
+	plain := text(2<<20, 8)
+	for _, c := range []struct {
+		window int
+		want   error
+	}{
+		{1 << 20, nil}, {16 << 20, nil}, {128 << 20, nil}, {256 << 20, layers.ErrTooLarge},
+	} {
+		var stored bytes.Buffer
+		z, err := zstd.NewWriter(&stored, zstd.WithWindowSize(c.window), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		z.Write(plain[:1<<20])
+		z.Flush() // so that the frame does not know its size
+		z.Write(plain[1<<20:])
+		z.Close()
+		for range 2 {
+			dst := make([]byte, 1000)
+			err := Chunk(dst, layers.Zstd, stored.Bytes(), layers.Chunk{Size: 1000, BlobLen: int64(stored.Len()), Inner: 1_000_000})
+			if !errors.Is(err, c.want) || errors.Is(err, layers.ErrBadLayer) || err == nil && !bytes.Equal(dst, plain[1_000_000:][:1000]) {
+				t.Errorf("window of %d: Chunk = %v, want %v", c.window, err, c.want)
+			}
+		}
+		if len(largeToken) != 0 {
+			t.Fatal("the token was not given back")
+		}
+	}
+	// A single segment: the window is the content, here 30 GB.
+	huge := binary.LittleEndian.AppendUint64([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}, 30<<30)
+	huge = append(huge, 0x02, 0, 0x10, 'x') // 128 KiB of x, not the last block
+	dst := make([]byte, 1000)
+	if err := Chunk(dst, layers.Zstd, huge, layers.Chunk{Size: 1000, BlobLen: int64(len(huge))}); !errors.Is(err, layers.ErrTooLarge) {
+		t.Errorf("Chunk of a huge segment = %v, want ErrTooLarge", err)
 	}
 }

@@ -12,10 +12,19 @@ import (
 	"github.com/snapfs/snapfs/layers"
 )
 
-// maxWindow is the largest zstd window accepted. The format lets a frame ask for
-// terabytes; encoders ask for 8 MiB unless told to be extreme, and no chunk is
-// larger than this.
-const maxWindow = layers.MaxChunk
+// Windows of zstd, in bytes, which a decoder holds in memory. The format lets a
+// frame ask for terabytes (RFC 8878, 3.1.1.1.2); encoders ask for 8 MiB unless
+// told to be extreme, and `zstd --long` and -22 for 128. Package tarindex accepts
+// the same: what it has unpacked can be read. What begins with a small window may
+// go on with the middle one; one run with a large window is decoded at a time.
+const (
+	smallWindow  = 8 << 20
+	middleWindow = 32 << 20
+	largeWindow  = 128 << 20
+)
+
+// largeToken is held by who has a large window.
+var largeToken = make(chan struct{}, 1)
 
 // A reader reads the plain bytes of a run; close gives its decoder back.
 type reader struct {
@@ -55,10 +64,13 @@ var (
 )
 
 func openZstd(stored []byte) (reader, error) {
+	if window(stored) > smallWindow {
+		return openLarge(stored)
+	}
 	z, ok := streams.Get().(*zstd.Decoder)
 	if !ok {
 		var err error
-		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(middleWindow))
 		if err != nil {
 			return reader{}, err
 		}
@@ -74,6 +86,29 @@ func openZstd(stored []byte) (reader, error) {
 		}
 	}
 	return reader{z, done}, nil
+}
+
+// openLarge waits until nobody else has a large window. Its memory is not kept.
+func openLarge(stored []byte) (reader, error) {
+	largeToken <- struct{}{}
+	z, err := zstd.NewReader(bytes.NewReader(stored), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(largeWindow))
+	if err != nil {
+		<-largeToken
+		return reader{}, err
+	}
+	return reader{z, func() { z.Close(); <-largeToken }}, nil
+}
+
+// window is how much memory the first frame asks for.
+func window(stored []byte) uint64 {
+	var h zstd.Header
+	switch {
+	case h.Decode(stored) != nil || h.Skippable:
+		return 0
+	case h.SingleSegment:
+		return h.FrameContentSize
+	}
+	return h.WindowSize
 }
 
 // slack is what may follow a chunk in its frame without leaving the fast path:
@@ -93,8 +128,8 @@ func zstdWhole(dst, stored []byte, inner int64) bool {
 	z, ok := wholes.Get().(*zstd.Decoder)
 	if !ok {
 		var err error
-		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow),
-			zstd.WithDecodeAllCapLimit(true))
+		z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(largeWindow),
+			zstd.WithDecodeAllCapLimit(true)) // into given space: the window takes no memory
 		if err != nil {
 			return false
 		}

@@ -42,7 +42,8 @@ func (c *Cursor) Spent() bool { return c.spent }
 // plain ones up to the end of the last cut, and calls put for each cut with its
 // bytes, which are good during the call. Cuts are in order, do not overlap, and
 // begin at Plain or later; each has 1 to layers.MaxChunk bytes. An error of put
-// ends it and is returned as it is; all others wrap layers.ErrBadLayer.
+// ends it and is returned as it is; all others wrap layers.ErrBadLayer, or
+// layers.ErrTooLarge if a zstd frame takes too much memory.
 func (c *Cursor) Decode(stored []byte, cuts []Cut, put func(i int, plain []byte) error) error {
 	largest, err := c.check(cuts)
 	if err != nil {

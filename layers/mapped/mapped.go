@@ -68,7 +68,7 @@ const unit = 1 << 20
 
 // ReadAt is that of [layers.Blob]. Where the stored bytes, the map or a window
 // are malformed the error wraps layers.ErrBadLayer; where too much has to be
-// decoded for the first byte, layers.ErrTooLarge.
+// decoded for the first byte, or takes too much memory, layers.ErrTooLarge.
 func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (n int, err error) {
 	switch {
 	case off < 0:
