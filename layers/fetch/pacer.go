@@ -40,6 +40,14 @@ func (p *pacer) limit() int64 {
 	return min(p.unit, busyUnit)
 }
 
+// ahead is how much may wait for who reads in order: three requests under way,
+// and one that is being read.
+func (p *pacer) ahead() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(4*p.unit, 8*minUnit)
+}
+
 // pace is told how long n bytes took.
 func (p *pacer) pace(n int64, took time.Duration) {
 	p.mu.Lock()

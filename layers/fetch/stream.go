@@ -40,10 +40,6 @@ func (f *Fetcher) Stream(ctx context.Context, key string) (io.ReadCloser, error)
 	return d, nil
 }
 
-// maxBehind bounds what is under way and not read yet: enough for three requests
-// of the largest size and one that is being read.
-const maxBehind = 4 * maxUnit
-
 // A download is a layer on its way to one who reads it in order.
 //
 //	0 ..... read ..... next ........ size
@@ -113,7 +109,7 @@ func (d *download) work() {
 func (d *download) wait() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.err == nil && d.next < d.size && d.next-d.read >= maxBehind {
+	for d.err == nil && d.next < d.size && d.next-d.read >= d.pacer.ahead() {
 		d.more.Wait()
 	}
 	return d.err == nil && d.next < d.size
