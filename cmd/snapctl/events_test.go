@@ -2,6 +2,7 @@ package main
 
 import (
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ func TestEvents(t *testing.T) {
 // A follower goes on with the next worker, and asks for nothing twice.
 func TestEventsOutliveTheWorker(t *testing.T) {
 	at := time.Now().Add(time.Minute)
+	var mu sync.Mutex
 	var asked []control.EventsArgs
 	d := newDaemon(t, map[string]func(*control.Request) error{
 		control.OpVersion: answer(control.Version{}),
@@ -50,9 +52,12 @@ func TestEventsOutliveTheWorker(t *testing.T) {
 			if err := r.Decode(&a); err != nil {
 				return err
 			}
-			asked = append(asked, a) // one request after another
+			mu.Lock()
+			asked = append(asked, a)
+			n := len(asked)
+			mu.Unlock()
 			r.Event(control.Event{Seq: 1, Time: at, Type: "image", Action: "pull", ID: "x"})
-			switch len(asked) {
+			switch n {
 			case 1:
 				return &control.Error{Code: control.CodeUnavailable, Message: "the daemon stops"}
 			case 2:
@@ -65,6 +70,8 @@ func TestEventsOutliveTheWorker(t *testing.T) {
 	if status := env.main([]string{"events", "-f"}); status != 0 {
 		t.Errorf("exit status %d: %s", status, errs())
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if n := strings.Count(out(), "image pull x\n"); n != 3 || len(asked) != 3 {
 		t.Fatalf("%d events of %d workers: %s", n, len(asked), out())
 	}
