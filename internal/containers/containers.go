@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
@@ -161,7 +162,11 @@ const runName = 16
 
 // erase removes a container's directories.
 func (s *Service) erase(id string) error {
-	return errors.Join(os.RemoveAll(s.dir(id)), os.RemoveAll(s.runDir(id)))
+	err := os.RemoveAll(s.dir(id))
+	for i := 0; i < 3 && errors.Is(err, unix.ENOTEMPTY); i++ { // the record of its start came meanwhile
+		err = os.RemoveAll(s.dir(id))
+	}
+	return errors.Join(err, os.RemoveAll(s.runDir(id)))
 }
 
 func (s *Service) forget(id string) {
