@@ -395,6 +395,65 @@ func (m *machine) left() string {
 	return strings.Join(all, ", ")
 }
 
+// with adds a layer that has no ztoc, as SOCI leaves small ones.
+func (im *sociImage) with(t testing.TB, f file) {
+	t.Helper()
+	l := newLayer(t, gzipTar, []file{f})
+	im.blobs[l.Desc.Digest] = l.blob
+	im.manifest.Layers = append(im.manifest.Layers, l.Desc)
+	c := read[ocispec.Image](t, im.config)
+	c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, l.DiffID)
+	im.setConfig(t, c)
+	ix := read[ocispec.Manifest](t, im.indexRaw)
+	im.bind(t, &ix)
+	im.want[f.Name] = sha256.Sum256(f.data)
+}
+
+// TestSOCIContainer: a container sees the same files from its start, by aliases,
+// to its end, when the image has long had real sums and no registry.
+func TestSOCIContainer(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t, registry.WithReferrersSupport(true))
+	im := newSOCI(t, 2, func(int, []byte) {})
+	im.with(t, inside(t))
+	ref := hub.putSOCI(t, "container", im)
+	m := containerMachine(t, "pull.complete = false")
+	m.ok("run", "-d", "--name", "stays", "--network", "none", "--platform", sociPlatform, ref, "/inside", "wait")
+	if got := m.origins(ref); got != "soci soci soci own" {
+		t.Errorf("origins %q, want soci's but for the last", got)
+	}
+	sums := func() {
+		t.Helper()
+		forget(t)
+		for _, dir := range []string{"bin", "data", "deep"} {
+			im.checkSums(t, dir+"/", m.ok("exec", "stays", "/inside", "sums", "/"+dir))
+		}
+	}
+	m.kill()
+	m.start()
+	sums()
+	m.pullSOCI(ref, true)
+	hub.CloseClientConnections()
+	hub.Close()
+	sums()
+	collect := func(want string) {
+		t.Helper()
+		m.must(control.OpTag, control.TagArgs{Src: ref, Dst: hub.ref("other")}, nil)
+		m.must(control.OpRmi, control.RemoveImagesArgs{Refs: []string{hub.ref("other")}}, nil)
+		if got := m.left(); got != want {
+			t.Errorf("files of layers: %q, want %q", got, want)
+		}
+	}
+	collect("7 .idx, 4 .map, 4 .windows, 3 .ztoc")
+	sums()
+	m.stop()
+	m.start()
+	sums()
+	m.ok("run", "--rm", "--network", "none", ref, "/inside", "exit", "0")
+	m.ok("rm", "-f", "stays")
+	collect("4 .idx, 4 .map, 4 .windows")
+}
+
 // TestSOCILayout: an image in a directory starts as one in a registry does.
 func TestSOCILayout(t *testing.T) {
 	t.Parallel()
