@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -43,6 +44,11 @@ func faultOf(f func(selector) fault, which func(im *image) selector) func(*image
 
 func always(f fault) func(*image) fault { return func(*image) fault { return f } }
 
+// claim is a registry that says something else of a range than what it is.
+func claim(f func(first, last, size int64) string) func(*image) fault {
+	return func(im *image) fault { return claims(firstLayer(im), f) }
+}
+
 func firstLayer(im *image) selector { return blob(im.layer(0)) }
 
 func ofStatus(code int) func(*image) fault { return always(status(everything, code)) }
@@ -67,9 +73,26 @@ var answers = []badRow{
 	{name: "silence for a layer", fault: faultOf(silent, firstLayer), code: control.CodeUnavailable, says: []string{"layer"}},
 	{name: "ranges ignored", format: eStargz, fault: faultOf(whole, firstLayer)},
 	{name: "ranges ignored for tar", format: gzipTar, fault: faultOf(whole, firstLayer)},
-	{name: "another range", format: eStargz, fault: faultOf(shifted, firstLayer), code: control.CodeInvalid, says: []string{"layer"}},
+	{name: "another range", format: eStargz, fault: claim(later), code: control.CodeInvalid, says: []string{"layer", "instead of"}},
+	{name: "a longer range", format: eStargz, fault: claim(func(first, last, size int64) string { return fmt.Sprintf("bytes %d-%d/%d", first, last+1, size+1) }), code: control.CodeInvalid, says: []string{"layer", "Content-Range"}},
+	{name: "a range of another blob", format: eStargz, fault: claim(func(first, last, size int64) string { return fmt.Sprintf("bytes %d-%d/%d", first, last, size+1) }), code: control.CodeInvalid, says: []string{"layer", "Content-Range"}},
+	{name: "a range of unknown place", format: eStargz, fault: claim(func(first, last, size int64) string { return "" }), code: control.CodeInvalid, says: []string{"layer", "Content-Range"}},
+	{name: "a range in other units", format: eStargz, fault: claim(func(first, last, size int64) string { return fmt.Sprintf("pages %d-%d/%d", first, last, size) }), code: control.CodeInvalid, says: []string{"layer", "Content-Range"}},
+	{name: "a range of a blob of unknown size", format: eStargz, fault: claim(func(first, last, size int64) string { return fmt.Sprintf("bytes %d-%d/*", first, last) })},
+	// No table of contents is found there, so the layer is unpacked, with the file that is its table.
+	{name: "another range, not told", image: func(t *testing.T) *image {
+		im := newImage(t, eStargz, ordinary(124))
+		im.want["stargz.index.json"] = sha256.Sum256(tocOf(t, im))
+		return im
+	}, fault: func(im *image) fault { return shifted(im, 0) }},
 	{name: "layer shorter", format: gzipTar, fault: faultOf(shorten, firstLayer), code: control.CodeInvalid, says: []string{"layer"}},
-	{name: "layer breaks off", format: gzipTar, fault: faultOf(cut, firstLayer)}, // each attempt brings something
+	// An attempt that brings 64 KiB forgives those before (layers/registry, enough); one that brings less does not.
+	{name: "layer breaks off after much", format: gzipTar, fault: func(im *image) fault { return cut(firstLayer(im), 128<<10) }},
+	{name: "lazy layer breaks off after much", format: eStargz, fault: func(im *image) fault { return cut(firstLayer(im), 128<<10) }},
+	{name: "layer breaks off after little", format: gzipTar, fault: func(im *image) fault { return cut(firstLayer(im), 1) }, code: control.CodeUnavailable, says: []string{"layer", "unexpected EOF"}},
+	{name: "lazy layer breaks off after little", format: eStargz, fault: func(im *image) fault { return cut(firstLayer(im), 1) }, code: control.CodeUnavailable, says: []string{"layer", "unexpected EOF"}},
+	{name: "layer breaks off at once", format: gzipTar, fault: faultOf(broken, firstLayer), code: control.CodeUnavailable, says: []string{"layer", "unexpected EOF"}},
+	{name: "everything breaks off", fault: always(cut(everything, 0)), code: control.CodeUnavailable},
 	{name: "HTML instead of a manifest", fault: always(change(isManifest, func(_ *http.Request, a *httptest.ResponseRecorder, _ []byte) []byte {
 		b := []byte("<html>log in to use this network</html>")
 		a.Header().Set("Content-Type", "text/html")
@@ -274,7 +297,7 @@ func TestBadInput(t *testing.T) {
 			for i, row := range rows {
 				t.Run(row.name, func(t *testing.T) {
 					t.Parallel()
-					tryBad(t, m, hub, group+string(rune('a'+i)), row, group == "requests")
+					tryBad(t, m, hub, fmt.Sprint(group, i), row, group == "requests")
 				})
 			}
 		}

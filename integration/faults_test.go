@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -90,24 +91,54 @@ func whole(which selector) fault {
 	}
 }
 
-// shifted sends another range than was asked for, and says so.
-func shifted(which selector) fault {
-	return change(which, func(r *http.Request, a *httptest.ResponseRecorder, body []byte) []byte {
-		if a.Code == http.StatusPartialContent {
-			a.Header().Set("Content-Range", "bytes 0-"+strconv.Itoa(len(body)-1)+"/"+strconv.Itoa(len(body)+1))
+// claims sends the range that was asked for, and says of it what f makes of its
+// first and last byte and of the size of the blob; "" is nothing.
+func claims(which selector, f func(first, last, size int64) string) fault {
+	return change(which, func(_ *http.Request, a *httptest.ResponseRecorder, body []byte) []byte {
+		var first, last, size int64
+		if n, _ := fmt.Sscanf(a.Header().Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &size); n < 3 {
+			return body // it is the whole
+		}
+		a.Header().Del("Content-Range")
+		if c := f(first, last, size); c != "" {
+			a.Header().Set("Content-Range", c)
 		}
 		return body
 	})
 }
 
-// cut breaks the connection in the middle of a longer body.
-func cut(which selector) fault {
+// later says that a range is one byte further back than it is.
+func later(first, last, size int64) string { return fmt.Sprintf("bytes %d-%d/%d", first+1, last, size) }
+
+// shifted sends what comes a byte after the range that was asked for, and says nothing of it.
+func shifted(im *image, i int) fault {
+	d := im.layer(i)
+	return change(blob(d), func(r *http.Request, a *httptest.ResponseRecorder, body []byte) []byte {
+		if a.Code != http.StatusPartialContent {
+			return body
+		}
+		b := append(im.blobs[d][:len(im.blobs[d]):len(im.blobs[d])], 0)
+		first := rangeStart(r, int64(len(b)-1)) + 1
+		return b[first : first+int64(len(body))]
+	})
+}
+
+// cut breaks the connection in the middle of every body that is longer than spare bytes.
+func cut(which selector, spare int) fault {
 	return change(which, func(_ *http.Request, a *httptest.ResponseRecorder, body []byte) []byte {
 		a.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		if len(body) > 64<<10 {
-			body = body[:len(body)/2]
+		if len(body) > spare {
+			body = body[:(len(body)+1)/2]
 		}
 		return body
+	})
+}
+
+// broken breaks the connection before the first byte of a body.
+func broken(which selector) fault {
+	return change(which, func(_ *http.Request, a *httptest.ResponseRecorder, body []byte) []byte {
+		a.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		return nil
 	})
 }
 

@@ -148,7 +148,7 @@ func code(err error) string {
 		return control.CodeDenied
 	case errors.Is(err, fs.ErrExist):
 		return control.CodeExists
-	case errors.Is(err, fs.ErrInvalid), errors.Is(err, images.ErrAmbiguous):
+	case errors.Is(err, fs.ErrInvalid), errors.Is(err, images.ErrAmbiguous), errors.Is(err, registry.ErrProtocol):
 		return control.CodeInvalid
 	case errors.Is(err, registry.ErrUnavailable):
 		return control.CodeUnavailable
