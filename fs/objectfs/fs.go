@@ -30,13 +30,14 @@ type Objects interface {
 type Options struct {
 	Log *slog.Logger // nil: discard
 	// Failed is told of every READ that is answered with an error, other than
-	// those that were interrupted. It must return at once; nil: nobody is.
+	// those that were interrupted, and of every object that is looked for and
+	// not known. It must return at once; nil: nobody is.
 	Failed func(s layers.Sum, off int64, err error)
 }
 
 // Stats counts what an FS did.
 type Stats struct {
-	Lookups, Missing, Attrs  atomic.Int64 // LOOKUPs, those not found, GETATTRs
+	Lookups, Missing, Attrs  atomic.Int64 // LOOKUPs, names and objects not found, GETATTRs
 	Reads, Bytes             atomic.Int64
 	Interrupted, Left, Fails atomic.Int64 // READs answered EINTR, not at all, with another error
 	Panics                   atomic.Int64
@@ -110,7 +111,7 @@ func parseName(dst []byte, name string) bool {
 }
 
 // Lookup answers LOOKUP. A name that is not there is answered by an error, not
-// by a negative entry: the next pull may bring it.
+// by a negative entry: the next pull may bring it. See unknown for objects.
 func (f *FS) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
 	f.Stats.Lookups.Add(1)
 	var s layers.Sum
@@ -122,8 +123,7 @@ func (f *FS) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string, out *go
 		s[0] = byte(in.NodeId - dirNode)
 		size, ok := f.objects.Size(s)
 		if !ok {
-			f.Stats.Missing.Add(1)
-			return gofuse.ENOENT
+			return f.unknown(s)
 		}
 		id, err := f.nodes.ID(s)
 		if err != nil {
@@ -157,11 +157,28 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOu
 	}
 	size, ok := f.objects.Size(s)
 	if !ok {
-		return gofuse.ENOENT
+		return f.unknown(s)
 	}
 	f.fileAttr(in.NodeId, size, &out.Attr)
 	out.SetTimeout(forever)
 	return gofuse.OK
+}
+
+// errUnknown says that no layer that is served has an object.
+var errUnknown = errors.New("no layer has the object")
+
+// unknown is the answer to who asks for an object that no source has. It is not
+// ENOENT: overlayfs looks here when a file is opened whose name, size and mode are
+// in the metadata image (fs/overlayfs/namei.c, ovl_maybe_lookup_lowerdata, Linux
+// 6.18), and hands our answer on. A program that is told that there is no
+// /etc/x.conf, which is there, goes on with its defaults; one that is told EIO stops.
+func (f *FS) unknown(s layers.Sum) gofuse.Status {
+	f.Stats.Missing.Add(1)
+	f.log.Error("lookup failed", "object", s, "err", errUnknown)
+	if f.tell != nil {
+		f.tell(s, 0, errUnknown)
+	}
+	return gofuse.EIO
 }
 
 // dirAttr and fileAttr: nobody sees these modes and owners, overlay shows those
@@ -225,8 +242,8 @@ func errno(err error) unix.Errno {
 	case errors.Is(err, unix.ENOMEM):
 		return unix.ENOMEM
 	}
-	// Not ENOENT where the registry lacks a blob: the file is there, as read(2) sees
-	// it. *layers.DigestError, broken layers, a failing disk, a full disk (which is
+	// Not ENOENT where the registry lacks a blob: the file is there, and open, and
+	// read(2) knows no such error. *layers.DigestError, broken layers, a failing disk, a full disk (which is
 	// ours, not the reader's), a registry that refuses.
 	return unix.EIO
 }
