@@ -64,6 +64,11 @@ type Options struct {
 	// Parallel is how many requests the background has under way when nobody
 	// reads; 0 is 3: while one waits for its answer, two fill the line.
 	Parallel int
+	// Whole is up to how many stored bytes all of a file is fetched when a part
+	// of it is missed; 0 is 2 MiB, less is never. Who maps a library reads here
+	// and there in it, and each such read would wait for a round trip and, in a
+	// mapped layer, fetch from the point before.
+	Whole int64
 	// Room says whether what nobody waits for may still be stored; nil is always.
 	// It is asked before every request of the background. What readers wait for is
 	// fetched in any case, and kept if the disk takes it.
@@ -111,6 +116,9 @@ func New(o Options) *Fetcher {
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 14 * time.Second
+	}
+	if o.Whole == 0 {
+		o.Whole = defaultWhole
 	}
 	if o.Parallel == 0 {
 		o.Parallel = 3

@@ -271,7 +271,7 @@ func TestWaiterLeaves(t *testing.T) {
 func TestFlippedBytes(t *testing.T) {
 	for _, size := range []int{1000, 300_000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			f := newFetcher(t, Options{})
+			f := newFetcher(t, Options{Whole: -1})
 			data := random(size)
 			fx := build(t, [][]byte{data}, 64<<10, 0)
 			good := bytes.Clone(fx.data)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/snapfs/snapfs/layers"
@@ -26,6 +27,8 @@ type object struct {
 	refs    int  // readers and flights
 	gone    bool // not in Fetcher.objs any more
 	touched bool
+
+	wanted atomic.Bool // all of it: see rest
 
 	part *objects.Partial // nil: of one chunk, or could not be opened
 

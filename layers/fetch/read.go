@@ -207,10 +207,46 @@ func (f *Fetcher) around(r *request) {
 		next = f.fill(r, ord, next, extent{limit: near, end: r.from + near})
 	}
 	r.seal()
+	end := int64(0)
 	if window > 0 {
-		end := r.to + window
+		end = r.to + window
+	}
+	before, behind := f.rest(r)
+	if end = max(end, behind); end > r.to {
 		f.start(func() { f.readAhead(r.l, ord, next, end) })
 	}
+	if before < r.first() {
+		from := r.first()
+		f.start(func() { f.readAhead(r.l, ord, ord.after(before), r.l.near(from)) })
+	}
+}
+
+// defaultWhole: at 100 Mbit/s it is a sixth of a second. redis-server, its image
+// known by an index alone, misses 25 times instead of 50 and fetches 9.1 MB instead
+// of 9.7.
+const defaultWhole = 2 << 20
+
+// rest says what else of the object that r begins with is worth fetching: from
+// where on, as chunks count, and up to which stored byte. It is once for each object.
+func (f *Fetcher) rest(r *request) (before, behind int64) {
+	p := r.parts[0]
+	none := r.first()
+	if len(p.o.chunks) == 1 {
+		return none, 0
+	}
+	src := f.from(p.o)
+	at := slices.IndexFunc(src, func(s source) bool { return s.l == r.l })
+	if at < 0 {
+		return none, 0
+	}
+	stored := slices.DeleteFunc(slices.Clone(src[at].chunks), func(c layers.Chunk) bool { return c.BlobLen == 0 })
+	first, last := stored[0], stored[len(stored)-1]
+	lo := r.l.near(first.BlobOff)
+	_, hi := r.l.place(last.BlobOff, last.BlobLen)
+	if hi-lo > f.o.Whole || !p.o.wanted.CompareAndSwap(false, true) {
+		return none, 0
+	}
+	return first.BlobOff, hi
 }
 
 // aheadUnit bounds a request that reads ahead, so that a reader's does not wait long for it.

@@ -251,7 +251,7 @@ func TestBlobLost(t *testing.T) {
 
 // A mapped layer becomes complete by another way, while somebody reads.
 func TestDone(t *testing.T) {
-	f := newFetcher(t, Options{})
+	f := newFetcher(t, Options{Whole: -1})
 	files := mappedFiles()
 	fx := buildMapped(t, files, layers.Gzip)
 	f.Add("a", fx.layer())
@@ -307,5 +307,37 @@ func TestNoRoom(t *testing.T) {
 		if f.store.Has(layers.SumOf(p)) != (i == 10) {
 			t.Errorf("file %d: Has = %v", i, i != 10)
 		}
+	}
+}
+
+// A part of a library that is missed brings the rest of it, once.
+func TestWhole(t *testing.T) {
+	files := mappedFiles()
+	mapped := buildMapped(t, files, layers.Gzip)
+	data := random(1 << 20)
+	chunked := build(t, [][]byte{random(100), data, random(50)}, 64<<10, 0)
+	for _, tc := range []struct {
+		name  string
+		layer Layer
+		data  []byte
+		reads *atomic.Int64
+	}{
+		{"mapped", mapped.layer(), files[3], &mapped.reads},
+		{"with a TOC", chunked.layer(), data, &chunked.reads},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := newFetcher(t, Options{})
+			f.Add("a", tc.layer)
+			if _, err := f.ReadAt(t.Context(), layers.SumOf(tc.data), make([]byte, 100), 500_000); err != nil {
+				t.Fatal(err)
+			}
+			quiet(f)
+			if !f.store.Has(layers.SumOf(tc.data)) {
+				t.Error("the object is not complete")
+			}
+			if n := tc.reads.Load(); n > 8 {
+				t.Errorf("%d requests", n)
+			}
+		})
 	}
 }
