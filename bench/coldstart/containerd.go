@@ -60,7 +60,7 @@ func (c *ctrClient) pull(ctx context.Context, ref string) error {
 func (c *ctrClient) pidFile(name string) string { return filepath.Join(c.n.dir, name+".pid") }
 
 func (c *ctrClient) start(name, ref string, t task) (*started, error) {
-	argv := c.ctr("run", "--rm", "--snapshotter", c.snapshotter, "--cgroup", containerCgroup+"/"+name, "--pid-file", c.pidFile(name), ref, name)
+	argv := c.ctr("run", "--rm", "--snapshotter", c.snapshotter, "--cgroup", c.n.cgroup+"/"+name, "--pid-file", c.pidFile(name), ref, name)
 	return c.n.begin(t.Ready, append(argv, t.Args...)...)
 }
 

@@ -28,11 +28,11 @@ type group struct {
 	idle    chan struct{}
 }
 
-// Names of cgroups, in each hierarchy.
-const (
-	systemCgroup    = "/snapfs-bench-coldstart"            // of the system under test
-	containerCgroup = "/snapfs-bench-coldstart-containers" // of its containers
-)
+// systemCgroup is the group of the system under test, in the hierarchy that
+// counts time. Its containers' is beside it, in all hierarchies.
+const systemCgroup = "/snapfs-bench-coldstart"
+
+func containersOf(cgroup string) string { return cgroup + "-containers" }
 
 // hierarchies returns where cgroups are mounted: all, and the one that counts time.
 func hierarchies() (all []string, counts string, v2 bool, err error) {
@@ -250,14 +250,14 @@ func killAll(dir string) error {
 	return fmt.Errorf("%s: processes that do not end: %v", dir, members(dir))
 }
 
-// removeContainerCgroups ends what is left of containers.
-func removeContainerCgroups() (err error) {
+// removeContainers ends what is left of containers in a cgroup.
+func removeContainers(cgroup string) (err error) {
 	all, _, _, err := hierarchies()
 	if err != nil {
 		return err
 	}
 	for _, at := range all {
-		dir := at + containerCgroup
+		dir := at + cgroup
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}

@@ -40,6 +40,7 @@ Systems:
 
 type config struct {
 	corpus, work, cache, build, bin, snapfs string
+	cgroup                                  string // of what is measured
 	out, html, md, picture                  string
 	images, systems, links                  list
 	rounds, again                           int
@@ -63,7 +64,7 @@ func (l *list) Set(s string) error {
 }
 
 func flags(args []string) (*config, error) {
-	c := &config{links: list{"100M/20ms"}}
+	c := &config{links: list{"100M/20ms"}, cgroup: systemCgroup}
 	f := flag.NewFlagSet("coldstart", flag.ContinueOnError)
 	f.StringVar(&c.corpus, "corpus", "", "directory with oci/ and images.tsv; default: an image of the Go toolchain")
 	f.Var(&c.images, "images", "which images, by tag, separated by commas; default: all")

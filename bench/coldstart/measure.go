@@ -25,7 +25,7 @@ func (b *bench) measure(ctx context.Context, s *system, t task, p *path) (r *run
 func (b *bench) measureNode(ctx context.Context, s *system, t task, p *path, r *run) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.conf.timeout)
 	defer cancel()
-	n, err := newNode(b.conf.work)
+	n, err := newNode(b.conf.work, b.conf.cgroup)
 	if err != nil {
 		return err
 	}

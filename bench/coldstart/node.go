@@ -23,6 +23,7 @@ import (
 // new ext4 for all state, daemons without any, and a cgroup.
 type node struct {
 	dir     string // of the state, on disk
+	cgroup  string // of containers
 	disk    *disk.Disk
 	group   *group
 	daemons []*daemon
@@ -36,8 +37,8 @@ type daemon struct {
 }
 
 // newNode makes a node without daemons below work.
-func newNode(work string) (n *node, err error) {
-	n = &node{dir: filepath.Join(work, "node")}
+func newNode(work, cgroup string) (n *node, err error) {
+	n = &node{dir: filepath.Join(work, "node"), cgroup: containersOf(cgroup)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -49,7 +50,7 @@ func newNode(work string) (n *node, err error) {
 	if n.disk, err = disk.New(n.dir+".img", n.dir); err != nil {
 		return n, err
 	}
-	n.group, err = newGroup(systemCgroup)
+	n.group, err = newGroup(cgroup)
 	return n, err
 }
 
@@ -146,7 +147,7 @@ func (n *node) close() (err error) {
 			<-d.done
 		}
 	}
-	err = removeContainerCgroups()
+	err = removeContainers(n.cgroup)
 	if n.group != nil {
 		err = errors.Join(err, n.group.close())
 	}

@@ -27,7 +27,7 @@ func bareNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{dir: filepath.Join(t.TempDir(), "node"), group: g}
+	n := &node{dir: filepath.Join(t.TempDir(), "node"), cgroup: containersOf(testCgroup), group: g}
 	if err := os.Mkdir(n.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func (b *bench) makeForm(ctx context.Context, form string, t task, digest string
 func (b *bench) onNode(ctx context.Context, up func(context.Context, *bench, *node, string) (client, error), do func(context.Context, client) error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.conf.timeout)
 	defer cancel()
-	n, err := newNode(b.conf.work)
+	n, err := newNode(b.conf.work, b.conf.cgroup)
 	if err != nil {
 		return err
 	}

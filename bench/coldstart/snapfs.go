@@ -23,7 +23,7 @@ type snapctlClient struct {
 // startSnapd starts a daemon of ours; settings are added to its configuration.
 func startSnapd(ctx context.Context, n *node, bin, settings string) (*snapctlClient, error) {
 	config := filepath.Join(n.dir, "snapd.toml")
-	if err := os.WriteFile(config, []byte("cgroup_parent = \""+containerCgroup+"\"\n"+settings), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("cgroup_parent = \""+n.cgroup+"\"\n"+settings), 0o600); err != nil {
 		return nil, err
 	}
 	run := filepath.Join(n.dir, "run")
