@@ -26,14 +26,19 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 )
 
 func main() {
 	if len(os.Args) > 1 {
-		net.Listen("tcp", "127.0.0.1:80")
+		l, err := net.Listen("tcp", "127.0.0.1:80")
+		if err != nil {
+			panic(err)
+		}
+		defer l.Close()
 	}
 	fmt.Println("it is up")
-	select {}
+	time.Sleep(time.Hour)
 }
 `
 

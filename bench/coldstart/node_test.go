@@ -99,6 +99,15 @@ func TestUntilPortIsOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gone := func() (int, error) { return 0, errEnded }
+	exited, err := n.begin(ready{}, "true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exited.detached = true
+	if _, err := exited.untilReady(t.Context(), ready{Kind: "tcp", Port: 1}, gone); !errors.Is(err, errEnded) {
+		t.Errorf("of a container that has ended: %v, want %v", err, errEnded)
+	}
 	asked := 0
 	pid := func() (int, error) {
 		if asked++; asked < 3 {

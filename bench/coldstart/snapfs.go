@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -70,7 +71,11 @@ func (c *snapctlClient) inspect(ctx context.Context, name string) (row control.C
 
 func (c *snapctlClient) pid(ctx context.Context, name string) (int, error) {
 	row, err := c.inspect(ctx, name)
-	if err == nil && row.Pid == 0 {
+	switch {
+	case err != nil:
+	case row.Status == "exited" || row.Status == "dead":
+		err = fmt.Errorf("%w: status %d %s", errEnded, row.ExitCode, row.Error)
+	case row.Pid == 0:
 		err = errNoProcess
 	}
 	return row.Pid, err

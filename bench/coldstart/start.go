@@ -144,7 +144,9 @@ func (s *started) probe(ctx context.Context, port int, pid func() (int, error)) 
 			return time.Time{}, fmt.Errorf("ended before it was ready: %v", s.err)
 		}
 		if !inside && ended == s.detached {
-			last = enter(pid)
+			if last = enter(pid); errors.Is(last, errEnded) {
+				return time.Time{}, last
+			}
 			inside = last == nil
 		}
 		if inside {
@@ -158,8 +160,11 @@ func (s *started) probe(ctx context.Context, port int, pid func() (int, error)) 
 	return time.Time{}, fmt.Errorf("port %d: %w: %w", port, context.Cause(ctx), last)
 }
 
-// errNoProcess: the container has no process yet.
-var errNoProcess = errors.New("the container has no process yet")
+// errNoProcess: the container has no process yet. errEnded: it has none any more.
+var (
+	errNoProcess = errors.New("the container has no process yet")
+	errEnded     = errors.New("the container ended before it was ready")
+)
 
 // enter moves the thread into the network namespace of a process.
 func enter(pid func() (int, error)) error {
