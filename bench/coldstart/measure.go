@@ -46,7 +46,7 @@ func (b *bench) measureOn(ctx context.Context, n *node, s *system, t task, p *pa
 		if _, err := c.(*snapctlClient).output(ctx, "pull", "--wait", "--quiet", name); err != nil {
 			return err
 		}
-		if err := once(ctx, c, c.start, "first", name, t); err != nil {
+		if err := once(ctx, c, c.start, "first", name, t, nil); err != nil {
 			return err
 		}
 	} else if err := b.cold(ctx, n, c, name, t, p, r); err != nil {

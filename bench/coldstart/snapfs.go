@@ -126,7 +126,12 @@ func (c *snapctlClient) publish(ctx context.Context, form, ref string, t task) e
 		args := expand(step[1:], ref, t)
 		if step[0] == verbStart {
 			start := func(name, ref string, t task) (*started, error) { return c.run(name, ref, t, args) }
-			if err := once(ctx, c, start, "record", ref, t); err != nil {
+			// The daemon has to have seen it, too.
+			seen := func(ctx context.Context) error {
+				_, err := c.output(ctx, "wait", "--ready", "record")
+				return err
+			}
+			if err := once(ctx, c, start, "record", ref, t, seen); err != nil {
 				return err
 			}
 			continue
@@ -165,13 +170,17 @@ func (r ready) flag() string {
 	return "line=" + regexp.QuoteMeta(r.Text)
 }
 
-// once starts a task, waits until it is ready, and stops it.
-func once(ctx context.Context, c client, start func(name, ref string, t task) (*started, error), name, ref string, t task) error {
+// once starts a task, waits until it is ready, does what else is to be done then
+// if anything, and stops it.
+func once(ctx context.Context, c client, start func(name, ref string, t task) (*started, error), name, ref string, t task, then func(context.Context) error) error {
 	s, err := start(name, ref, t)
 	if err != nil {
 		return err
 	}
 	_, err = s.untilReady(ctx, t.Ready, func() (int, error) { return c.pid(ctx, name) })
+	if err == nil && then != nil {
+		err = then(ctx)
+	}
 	if e := c.stop(context.WithoutCancel(ctx), name, s); err == nil {
 		err = e
 	}
