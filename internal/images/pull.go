@@ -223,9 +223,7 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, na
 	if err != nil {
 		return nil, err
 	}
-	if by.source != nil {
-		s.boot(by.source, row)
-	}
+	s.boot(by.source, row)
 	defer s.pinNames(treeID(row.Layers))()
 	if row.Tree, err = s.tree(ctx, row.Layers, fresh, progress); err != nil {
 		return nil, err

@@ -14,57 +14,74 @@ import (
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/fetch"
 	"github.com/snapfs/snapfs/layers/index"
+	"github.com/snapfs/snapfs/layers/registry"
 )
 
 // boot brings in what earlier starts of an image have read, in the background:
 // from the boot bundle if there is one, else from the layers. It returns at
-// once, when readers already wait for what is coming instead of fetching it.
+// once, when readers already wait for what is coming instead of fetching it. src
+// is nil if no index was published.
 func (s *Service) boot(src *source, row *manifestRow) {
-	p, err := src.header.Profile(src.prefix)
-	if err != nil || p == nil {
-		if err != nil {
-			s.Log.Warn("boot profile", "ref", src.ref, "err", err)
-		}
+	k := &Known{manifestRow: *row}
+	if len(s.incomplete(k)) == 0 || s.base.Err() != nil {
 		return
 	}
-	if s.profile(row.Desc.Digest) == nil {
-		if err := s.keepProfile(row.Desc.Digest, p); err != nil {
+	p := s.profile(row.Desc.Digest)
+	var bundle *ahead
+	if src != nil {
+		published, err := src.header.Profile(src.prefix)
+		switch {
+		case err != nil:
 			s.Log.Warn("boot profile", "ref", src.ref, "err", err)
+		case published != nil:
+			if p == nil {
+				s.keep(k, published)
+			}
+			p, bundle, src.bundle = published, src.bundle, nil
 		}
 	}
-	s.prefetch(src, row.Desc.Digest, p)
+	if p == nil {
+		p = s.kin(row)
+	}
+	s.prefetch(k, p, bundle)
 }
 
-func (s *Service) prefetch(src *source, manifest digest.Digest, p *index.Profile) {
-	items := s.items(p)
-	if len(items) == 0 || s.base.Err() != nil {
+func (s *Service) prefetch(k *Known, p *index.Profile, bundle *ahead) {
+	var items []fetch.Item
+	if p != nil {
+		items = s.items(k, p)
+	}
+	if len(items) == 0 {
+		if bundle != nil {
+			bundle.Close()
+		}
 		return
 	}
-	ctx, end := s.booting.begin(s.base, manifest)
+	ctx, end := s.booting.begin(s.base, k.Desc.Digest)
 	arrived := func() {}
-	bundle := src.bundle
-	if src.bundle = nil; bundle != nil {
+	if bundle != nil {
 		arrived = s.Fetcher.Expect(items)
 	}
 	s.background.Go(func() {
 		defer end()
 		if bundle != nil {
-			err := s.bundle(bundle, p)
+			err := s.bundle(k, bundle, p)
 			arrived()
 			if err == nil {
 				return
 			}
-			s.Log.Warn("boot bundle", "ref", src.ref, "err", err)
+			s.Log.Warn("boot bundle", "ref", k.Source, "err", err)
 		}
 		if err := s.Fetcher.Prefetch(ctx, items); err != nil && ctx.Err() == nil {
-			s.Log.Warn("boot profile", "ref", src.ref, "err", err)
+			s.Log.Warn("boot profile", "ref", k.Source, "err", err)
 		}
 	})
 }
 
 // bundle stores the chunks of a boot bundle as they come. Each was compared
-// with the profile's sum, and is with the index's by the store.
-func (s *Service) bundle(r *ahead, p *index.Profile) error {
+// with the profile's sum, and is with the index's by the store. What the image
+// does not have is passed over.
+func (s *Service) bundle(k *Known, r *ahead, p *index.Profile) error {
 	defer r.Close()
 	b, err := index.NewBundleReader(r, p)
 	if err != nil {
@@ -79,19 +96,49 @@ func (s *Service) bundle(r *ahead, p *index.Profile) error {
 		if err != nil {
 			return err
 		}
+		if !s.has(k.Layers, it.Object) {
+			continue
+		}
 		if _, err := s.Fetcher.Insert(it.Object, it.Off, plain); err != nil {
 			return fmt.Errorf("chunk at %d of %s: %w", it.Off, it.Object, err)
 		}
 	}
 }
 
-// items are the chunks of a profile as the fetcher knows them.
-func (s *Service) items(p *index.Profile) []fetch.Item {
+// items are the chunks of a profile that the image has.
+func (s *Service) items(k *Known, p *index.Profile) []fetch.Item {
 	items := make([]fetch.Item, 0, len(p.Items))
 	for _, it := range p.Items {
-		items = append(items, fetch.Item{Object: it.Object, Off: it.Off, Size: it.Size})
+		if s.has(k.Layers, it.Object) {
+			items = append(items, fetch.Item{Object: it.Object, Off: it.Off, Size: it.Size})
+		}
 	}
 	return items
+}
+
+// kin is the profile of an image of which none is known: what starts of other
+// images of the same repository have read. Items go by content, so of those
+// what has changed since is passed over.
+func (s *Service) kin(row *manifestRow) (p *index.Profile) {
+	ref, err := registry.ParseRef(row.Source)
+	if err != nil {
+		return nil
+	}
+	var others []digest.Digest
+	s.db.View(func(tx *bolt.Tx) error {
+		return each(tx, "manifests", func(_ string, m *manifestRow) error {
+			if r, err := registry.ParseRef(m.Source); err == nil && r.Name() == ref.Name() && m.Desc.Digest != row.Desc.Digest {
+				others = append(others, m.Desc.Digest)
+			}
+			return nil
+		})
+	})
+	for _, d := range others {
+		if q := s.profile(d); q != nil {
+			p = index.Merge(p, q)
+		}
+	}
+	return p
 }
 
 // booting knows of which images the boot profile is coming in.
@@ -206,11 +253,18 @@ func (s *Service) learn(k *Known, touched []fetch.Touch) {
 		return
 	}
 	old := s.profile(k.Desc.Digest)
-	if err := s.keepProfile(k.Desc.Digest, index.Merge(old, p)); err != nil {
-		s.Log.Warn("boot profile", "ref", k.Ref, "err", err)
-	} else if old == nil {
+	if s.keep(k, index.Merge(old, p)) && old == nil {
 		s.publishSoon(&k.manifestRow)
 	}
+}
+
+// keep is keepProfile for those who can do without.
+func (s *Service) keep(k *Known, p *index.Profile) bool {
+	err := s.keepProfile(k.Desc.Digest, p)
+	if err != nil {
+		s.Log.Warn("boot profile", "ref", k.Source, "err", err)
+	}
+	return err == nil
 }
 
 // profileOf makes a profile of one start out of what was read of the image.
