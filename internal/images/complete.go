@@ -37,7 +37,7 @@ func (s *Service) Complete(k *Known) {
 func (s *Service) CompleteNow(ctx context.Context, k *Known, progress func(control.Progress)) error {
 	defer s.worked.Store(true)
 	k = s.current(k)
-	keys := s.incomplete(k)
+	keys := s.incomplete(k.Layers)
 	if len(keys) > 0 {
 		_, err := s.completing.do(ctx, s.base, k.Tree, progress, func(ctx context.Context, p func(control.Progress)) (struct{}, error) {
 			began := time.Now()
@@ -86,9 +86,9 @@ func (s *Service) seal(ctx context.Context, k *Known) error {
 
 // incomplete returns the layers of which something may be missing: those first
 // of which readers have missed most, for they will miss more.
-func (s *Service) incomplete(k *Known) (keys []string) {
+func (s *Service) incomplete(all []string) (keys []string) {
 	s.db.View(func(tx *bolt.Tx) error {
-		for _, key := range k.Layers {
+		for _, key := range all {
 			var l layerRow
 			if err := get(tx, "layers", key, &l); err == nil && !l.Complete && !slices.Contains(keys, key) {
 				keys = append(keys, key)

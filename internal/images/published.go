@@ -167,7 +167,7 @@ func (s *Service) isLocal(manifest digest.Digest) bool {
 	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(manifest), &m) }) != nil || m.Quarantine != nil {
 		return false
 	}
-	return s.usable(&m) && len(s.incomplete(&Known{manifestRow: m})) == 0
+	return s.usable(&m) && len(s.incomplete(m.Layers)) == 0
 }
 
 func (s *Service) fetchPrefix(ctx context.Context, src *source) error {

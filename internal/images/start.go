@@ -23,7 +23,7 @@ import (
 // is nil if no index was published.
 func (s *Service) boot(src *source, row *manifestRow) {
 	k := &Known{manifestRow: *row}
-	if len(s.incomplete(k)) == 0 || s.base.Err() != nil {
+	if len(s.incomplete(k.Layers)) == 0 || s.base.Err() != nil {
 		return
 	}
 	p := s.profile(row.Desc.Digest)

@@ -59,18 +59,24 @@ func (s *Service) knownTree(id string) *treeRow {
 	return row
 }
 
-// build merges the layers and writes the metadata image. Small files that are
-// at hand go into it; if all are, the image is sealed.
+// build merges the layers and writes the metadata image. If they are complete,
+// small files go into it: then it is sealed.
 func (s *Service) build(id string, keys []string, fresh []*layers.Index) (*treeRow, error) {
 	t, err := s.merge(keys, fresh)
 	if err != nil {
 		return nil, err
 	}
-	f, sum, err := s.writeTree(id, t, erofs.Options{InlineMax: objects.MaxPacked, Has: s.Store.Has, Read: s.readAll})
+	var o erofs.Options
+	local := len(s.incomplete(keys)) == 0
+	if local { // else it would not be sealed, and looking for each small file is most of the work
+		o = erofs.Options{InlineMax: objects.MaxPacked, Has: s.Store.Has, Read: s.readAll}
+	}
+	f, sum, err := s.writeTree(id, t, o)
 	if err != nil {
 		return nil, err
 	}
 	defer f.discard()
+	sum.Sealed = sum.Sealed && local
 	if err := f.keep(s.treePath(id, sum.Sealed)); err != nil {
 		return nil, err
 	}
