@@ -31,6 +31,13 @@ func (s *supervisor) adopt(ctx context.Context) error {
 			s.log.Info("took the FUSE mount over from the keeper")
 		}
 	}
+	if s.fuse == nil {
+		if s.fuse, s.init = s.service.take(); s.fuse != nil {
+			s.resend = true
+			s.log.Info("took the FUSE mount over from the service manager's store")
+		}
+	}
+	s.service.discard()
 	if err := s.mountLazy(); err != nil {
 		return err
 	}
@@ -190,7 +197,7 @@ func (s *supervisor) mountLazy() error {
 	if err := mounts.SetReadAhead(dir, s.o.ReadAhead); err != nil {
 		s.log.Warn("read-ahead stays at its default", "err", err)
 	}
-	s.fuse, s.init = fuse, init
+	s.fuse, s.init, s.fresh = fuse, init, true
 	return nil
 }
 

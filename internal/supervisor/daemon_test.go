@@ -80,7 +80,13 @@ type daemon struct {
 // start starts the daemon and waits until it is ready.
 func (b *testbed) start() *daemon {
 	b.Helper()
-	d := b.launch()
+	return b.startWith(func(*exec.Cmd) {})
+}
+
+// startWith is start with something changed about the command.
+func (b *testbed) startWith(change func(*exec.Cmd)) *daemon {
+	b.Helper()
+	d := b.launchWith(change)
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		if s, err := d.status(); err == nil && s.Ready && s.Supervisor == d.cmd.Process.Pid {
@@ -95,10 +101,16 @@ func (b *testbed) start() *daemon {
 
 func (b *testbed) launch() *daemon {
 	b.Helper()
+	return b.launchWith(func(*exec.Cmd) {})
+}
+
+func (b *testbed) launchWith(change func(*exec.Cmd)) *daemon {
+	b.Helper()
 	d := &daemon{testbed: b, cmd: exec.Command("/proc/self/exe")}
 	d.cmd.Env = append(os.Environ(), roleEnv+"=supervisor:"+b.dir)
 	d.cmd.Stdout = os.Stdout
 	d.cmd.Stderr = os.Stderr
+	change(d.cmd)
 	if err := d.cmd.Start(); err != nil {
 		b.Fatal(err)
 	}

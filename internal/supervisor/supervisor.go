@@ -84,6 +84,11 @@ type supervisor struct {
 	stop context.CancelFunc
 	kids *children
 
+	service service
+	deaf    bool     // the service manager did not listen
+	fresh   bool     // fuse is another mount than the one before
+	stored  *os.File // the fuse that the service manager has a duplicate of
+
 	lock     *os.File
 	listener *os.File // of RUN/snapd.sock
 	fuse     *os.File
@@ -123,6 +128,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer cancel()
 	s := &supervisor{o: o, log: o.Log, stop: cancel, kids: newChildren(), keeperGone: make(chan struct{}, 1)}
 	defer s.kids.close()
+	s.service = newService(os.Getenv, os.Getpid())
+	defer s.service.close()
 	if err := s.directories(); err != nil {
 		return err
 	}
@@ -208,7 +215,7 @@ func (s *supervisor) leave() error {
 		s.log.Info("stopped; containers and mounts live on", "keeper", s.status().Keeper)
 		return nil
 	}
-	err := s.unmountAll()
+	err := errors.Join(s.service.forget(), s.unmountAll())
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	err = errors.Join(err, keeper.End(ctx, s.o.Run))

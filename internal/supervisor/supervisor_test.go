@@ -552,25 +552,6 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-func TestNotify(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "n")
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if err := notify(path, "READY=1"); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 100)
-	if n, err := l.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
-		t.Errorf("got %q, %v", buf[:n], err)
-	}
-	if err := notify("", "x"); err != nil {
-		t.Errorf("without systemd: %v", err)
-	}
-}
-
 func TestAttachNeedsASupervisor(t *testing.T) {
 	if IsWorker() {
 		t.Fatal("the test is a worker")

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +47,9 @@ func (s *supervisor) work(ctx context.Context) error {
 		if err := s.hold(ctx); err != nil {
 			s.log.Warn("no keeper; a crash of worker and supervisor together will lose the mount", "err", err)
 		}
+		if err := s.store(); err != nil {
+			s.log.Warn("the service manager does not keep the mount", "err", err)
+		}
 		pid, end, err := s.startWorker()
 		if err != nil {
 			return fmt.Errorf("start worker: %w", err)
@@ -64,12 +67,61 @@ func (s *supervisor) work(ctx context.Context) error {
 		}
 		wait := backoff(idle)
 		s.log.Error("worker ended; starting another", "pid", pid, "status", describe(status), "restarts", s.restarts, "wait", wait)
-		select {
-		case <-ctx.Done():
+		s.tell("STATUS=the worker ended (" + describe(status) + "); starting another")
+		if s.rest(ctx, wait) != nil {
 			return nil
-		case <-time.After(wait):
 		}
 	}
+}
+
+// rest waits, and says all the while that it is alive.
+func (s *supervisor) rest(ctx context.Context, d time.Duration) error {
+	end := time.NewTimer(d)
+	defer end.Stop()
+	alarm, silence := s.alarm()
+	defer silence()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-end.C:
+			return nil
+		case <-alarm:
+			s.tell("WATCHDOG=1")
+		}
+	}
+}
+
+// alarm is service.alarm as a channel, nil for none.
+func (s *supervisor) alarm() (<-chan time.Time, func()) {
+	t := s.service.alarm()
+	if t == nil {
+		return nil, func() {}
+	}
+	s.tell("WATCHDOG=1")
+	return t.C, t.Stop
+}
+
+// store has the service manager keep the mount, too.
+func (s *supervisor) store() error {
+	if s.stored == s.fuse {
+		return nil
+	}
+	if err := s.service.keep(s.fuse, s.init, s.fresh); err != nil {
+		return err
+	}
+	s.stored, s.fresh = s.fuse, false
+	return nil
+}
+
+// tell informs the service manager. That it does not listen is no reason for
+// anything, and is said once.
+func (s *supervisor) tell(state string) {
+	err := s.service.notify(state)
+	if err != nil && !s.deaf {
+		s.log.Warn("the service manager does not listen", "err", err)
+	}
+	s.deaf = err != nil
 }
 
 // watch waits for the end of the worker pid. It tells it to stop when ctx ends.
@@ -80,6 +132,8 @@ func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitSta
 	var since time.Time
 	done := ctx.Done()
 	var overdue <-chan time.Time
+	alarm, silence := s.alarm()
+	defer silence()
 	for {
 		select {
 		case status = <-end:
@@ -90,9 +144,12 @@ func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitSta
 			return !since.IsZero() && time.Since(since) >= atWork, status, ctx.Err() != nil
 		case <-ready:
 			ready, since = nil, time.Now()
-			s.announce()
+			s.announce(pid)
+		case <-alarm:
+			s.tell("WATCHDOG=1")
 		case <-done:
 			done = nil
+			s.tell("STOPPING=1\nSTATUS=the worker is told to stop")
 			kill(pid, unix.SIGTERM)
 			kill(pid, unix.SIGCONT)
 			overdue = time.After(s.o.Drain)
@@ -115,32 +172,15 @@ func describe(status unix.WaitStatus) string {
 	return fmt.Sprintf("exit status %d", status.ExitStatus())
 }
 
-// announce tells systemd, once, that the daemon is up (sd_notify(3)).
-func (s *supervisor) announce() {
-	if s.notified {
-		return
+// announce says that the worker serves, and the first time that the daemon is up.
+func (s *supervisor) announce(pid int) {
+	state := fmt.Sprintf("STATUS=worker %d serves %s", pid, s.o.Run)
+	if !s.notified {
+		s.notified = true
+		s.log.Info("ready", "socket", Socket(s.o.Run))
+		state = "READY=1\n" + state
 	}
-	s.notified = true
-	s.log.Info("ready", "socket", Socket(s.o.Run))
-	if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
-		s.log.Warn("systemd was not told", "err", err)
-	}
-}
-
-func notify(path, state string) error {
-	if path == "" {
-		return nil
-	}
-	if path[0] == '@' {
-		path = "\x00" + path[1:]
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_, err = c.Write([]byte(state))
-	return err
+	s.tell(state)
 }
 
 // inherited is what a worker learns from its environment, as JSON in workerEnv.
@@ -184,7 +224,8 @@ func (s *supervisor) startWorker() (int, <-chan unix.WaitStatus, error) {
 func environ(add ...string) []string {
 	var env []string
 	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, "NOTIFY_SOCKET=") && !strings.HasPrefix(e, workerEnv+"=") {
+		name, _, _ := strings.Cut(e, "=")
+		if name != workerEnv && !slices.Contains(serviceVariables, name) {
 			env = append(env, e)
 		}
 	}
