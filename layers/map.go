@@ -7,9 +7,11 @@ import (
 )
 
 // ChunkSize is how the files of a layer without a table of contents are cut,
-// plain bytes: as much as the kernel reads ahead by default, so that one miss is
-// one chunk or two, and a chunk's sum costs a 4096th of it.
-const ChunkSize = 128 << 10
+// plain bytes. A chunk is what a miss, and a boot bundle, brings at the least; its
+// sum costs a 2048th of it. Recorded with 128, 64 and 32 KiB, the bundle of a
+// start of redis-server has 5.3, 4.5 and 4.5 MB, and what a node fetches before it
+// can start grows by 31 and 101 KB.
+const ChunkSize = 64 << 10
 
 // Limits of a Map.
 const (
