@@ -135,7 +135,7 @@ func (l *linkSummary) reads(b *strings.Builder) {
 	if len(l.touched) == 0 {
 		return
 	}
-	b.WriteString("\n**What a start reads of its image**\n\n| | files | pages, MB | chunks of 128 KiB | MB | gzip, MB | one zstd stream, MB |\n|---|---|---|---|---|---|---|\n")
+	b.WriteString("\n**What a start reads of its image**\n\n| | files | pages, MB | chunks of 64 KiB | MB | gzip, MB | one zstd stream, MB |\n|---|---|---|---|---|---|---|\n")
 	for _, image := range l.Images {
 		if t := l.touched[image]; t != nil {
 			fmt.Fprintf(b, "| %s | %d | %.2f | %d | %.2f | %.2f | %.2f |\n", image, t.Files, float64(t.Pages)/1e6, t.Chunks,

@@ -365,7 +365,7 @@ func (l *linkSummary) figures() []figure {
 		table("Peak resident memory of the system's processes", func(c *cell) string { return megabytes(c.Peak) }),
 		table("Requests / connections until ready", func(c *cell) string { return fmt.Sprintf("%.0f / %.0f", c.Requests, c.Connections) }),
 	}
-	read := figure{Title: "What a start reads of its image", Head: []string{"", "files", "pages", "chunks of 128 KiB", "their bytes", "gzip", "one zstd stream"}}
+	read := figure{Title: "What a start reads of its image", Head: []string{"", "files", "pages", "chunks of 64 KiB", "their bytes", "gzip", "one zstd stream"}}
 	for _, image := range l.Images {
 		if t := l.touched[image]; t != nil {
 			read.Rows = append(read.Rows, []string{image, fmt.Sprint(t.Files), megabytes(float64(t.Pages)), fmt.Sprint(t.Chunks),

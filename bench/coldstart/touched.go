@@ -19,10 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/bench/containerd"
+
+	"github.com/snapfs/snapfs/layers"
 )
 
 // chunkSize is layers.ChunkSize: what is fetched and verified as a unit.
-const chunkSize = 128 << 10
+const chunkSize = layers.ChunkSize
 
 // touched is what a start reads of its image: the least that has to come.
 //
@@ -34,7 +36,7 @@ type touched struct {
 	Image  string `json:"image"`
 	Files  int    `json:"files"`  // with a page that was read
 	Pages  int64  `json:"pages"`  // bytes of these pages
-	Chunks int    `json:"chunks"` // of 128 KiB of a file, the last one shorter, with such a page; equal ones once
+	Chunks int    `json:"chunks"` // of 64 KiB of a file, the last one shorter, with such a page; equal ones once
 	Plain  int64  `json:"plain"`  // bytes of these chunks
 	Gzip   int64  `json:"gzip"`   // each compressed by itself, gzip -6
 	Zstd   int64  `json:"zstd"`   // all in one zstd stream, of the best level there is
