@@ -239,14 +239,14 @@ func TestMappedSequential(t *testing.T) {
 	fx := buildMapped(t, [][]byte{data}, layers.Gzip)
 	f.Add("a", fx.layer())
 	p := make([]byte, layers.ChunkSize)
-	for i := range int64(6) {
+	for i := range int64(12) {
 		if _, err := f.ReadAt(t.Context(), layers.SumOf(data), p, i*layers.ChunkSize); err != nil {
 			t.Fatal(err)
 		}
 	}
 	quiet(f)
 	before := fx.reads.Load()
-	if _, err := f.ReadAt(t.Context(), layers.SumOf(data), p, 7*layers.ChunkSize); err != nil || fx.reads.Load() != before {
+	if _, err := f.ReadAt(t.Context(), layers.SumOf(data), p, 13*layers.ChunkSize); err != nil || fx.reads.Load() != before {
 		t.Errorf("ReadAt = %v, with %d requests: no reading ahead", err, fx.reads.Load()-before)
 	}
 	check(t, f, data, layers.ChunkSize)
