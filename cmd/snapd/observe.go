@@ -90,9 +90,6 @@ func (d *daemon) waited(w fetch.Wait) {
 	d.meter.Waited(w)
 	d.starts.Waited(w)
 	d.tracer.Waited(w)
-	if d.images != nil {
-		d.images.Waited(w)
-	}
 }
 
 func (d *daemon) counters() control.Counters {

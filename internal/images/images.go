@@ -95,7 +95,6 @@ type Service struct {
 	surveyed   survey
 	booting    booting
 	starts     starts
-	misses     sync.Map // layer key → time.Time of the last read that waited
 	localParts locals
 	background sync.WaitGroup
 	worked     atomic.Bool         // something was pulled or built since memory was given back

@@ -185,6 +185,15 @@ func (s *Service) Layers() map[string][]string {
 	return all
 }
 
+// LayersOf returns the keys of the layers of a manifest; none if it is not known.
+func (s *Service) LayersOf(manifest digest.Digest) []string {
+	var m manifestRow
+	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(manifest), &m) }) != nil {
+		return nil
+	}
+	return m.Layers
+}
+
 // Count is the number of references.
 func (s *Service) Count() (n int) {
 	s.db.View(func(tx *bolt.Tx) error {

@@ -302,29 +302,3 @@ func (s *Service) has(keys []string, object layers.Sum) bool {
 func (s *Service) Recordable(k *Known) bool {
 	return s.Indexes.Publish && s.profile(k.Desc.Digest) == nil
 }
-
-// Waited hears of reads that waited for the network.
-func (s *Service) Waited(w fetch.Wait) {
-	end := w.Began.Add(w.Took)
-	for _, key := range w.Layers {
-		s.misses.Store(key, end)
-	}
-}
-
-// LastMiss is when the last read of an image that had to wait for the network
-// was answered; now, while any waits; zero, if none did.
-func (s *Service) LastMiss(manifest digest.Digest) (last time.Time) {
-	var m manifestRow
-	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(manifest), &m) }) != nil {
-		return last
-	}
-	for _, key := range m.Layers {
-		if t, ok := s.misses.Load(key); ok && t.(time.Time).After(last) {
-			last = t.(time.Time)
-		}
-	}
-	if q := s.Fetcher.Queues()[0]; q.Open+q.Waiting > 0 && !last.IsZero() {
-		return time.Now()
-	}
-	return last
-}
