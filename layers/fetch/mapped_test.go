@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -65,6 +66,16 @@ const pointSpacing = 256 << 10
 // belongs to none, as one compressed stream.
 func buildMapped(t testing.TB, files [][]byte, c layers.Compression) *mappedFixture {
 	t.Helper()
+	usual := &files[0] == &mappedFiles()[0] && len(files) == len(mappedFiles())
+	if usual {
+		builtMaps.Lock()
+		defer builtMaps.Unlock()
+		if fx := builtMaps.m[c]; fx != nil {
+			fx = fx.clone()
+			fx.write(t)
+			return fx
+		}
+	}
 	fx := &mappedFixture{fixture: &fixture{blob: new(blob)}}
 	var tar []byte
 	for i, p := range files {
@@ -79,8 +90,33 @@ func buildMapped(t testing.TB, files [][]byte, c layers.Compression) *mappedFixt
 		tar = append(tar, p...)
 	}
 	fx.compress(t, tar, c)
+	if usual {
+		builtMaps.m[c] = fx.clone()
+	}
 	fx.write(t)
 	return fx
+}
+
+// builtMaps are layers of mappedFiles: to compress them again and again takes
+// most of the tests' time.
+var builtMaps = struct {
+	sync.Mutex
+	m map[layers.Compression]*mappedFixture
+}{m: make(map[layers.Compression]*mappedFixture)}
+
+// clone returns a fixture that may be changed, but for the bytes of its blob.
+func (fx *mappedFixture) clone() *mappedFixture {
+	c := &mappedFixture{fixture: &fixture{blob: &blob{data: fx.data}, entries: slices.Clone(fx.entries)}}
+	for i := range c.entries {
+		c.entries[i].Chunks = slices.Clone(c.entries[i].Chunks)
+	}
+	m := *fx.m
+	m.Points, m.Marks = slices.Clone(m.Points), slices.Clone(m.Marks)
+	c.m = &m
+	if fx.w != nil {
+		c.w = &windowStore{m: &m, w: maps.Clone(fx.w.w)}
+	}
+	return c
 }
 
 func (fx *mappedFixture) compress(t testing.TB, tar []byte, c layers.Compression) {
