@@ -14,7 +14,8 @@ import (
 
 // A shelf is the store, and small objects on their way into it: those that nobody
 // waits for are gathered and written many at once, as a pack. A file of its own
-// for each costs more than to fetch it.
+// for each costs more than to fetch it. What somebody reads meanwhile becomes a
+// file nevertheless: the kernel finds it without us the next time.
 type shelf struct {
 	*objects.Store
 	later  func(func()) // runs work in the background
@@ -27,11 +28,16 @@ type shelf struct {
 
 // A batch is objects that become one pack.
 type batch struct {
-	objs  map[layers.Sum][]byte
+	objs  map[layers.Sum]*small
 	sums  []layers.Sum // in the order in which they came
 	size  int
 	open  bool
 	timer *time.Timer // writes it after batchTime
+}
+
+type small struct {
+	data []byte
+	read atomic.Bool // by somebody
 }
 
 const (
@@ -39,7 +45,7 @@ const (
 	// should be few.
 	batchSize = 16 << 20
 	// minBatch is the fewest objects that are worth a pack.
-	minBatch = 64
+	minBatch = 256
 	// batchTime is how long an object may wait for others. A process that is
 	// killed loses what waits: it is fetched again.
 	batchTime = 10 * time.Second
@@ -50,19 +56,20 @@ func (s *shelf) Has(sum layers.Sum) bool { return s.waiting(sum) != nil || s.Sto
 
 // Size is that of [objects.Store.Size].
 func (s *shelf) Size(sum layers.Sum) (int64, bool) {
-	if p := s.waiting(sum); p != nil {
-		return int64(len(p)), true
+	if x := s.waiting(sum); x != nil {
+		return int64(len(x.data)), true
 	}
 	return s.Store.Size(sum)
 }
 
 // ReadAt is that of [objects.Store.ReadAt].
 func (s *shelf) ReadAt(sum layers.Sum, p []byte, off int64) (int, error) {
-	if data := s.waiting(sum); data != nil {
-		if off < 0 || off >= int64(len(data)) {
+	if x := s.waiting(sum); x != nil {
+		if off < 0 || off >= int64(len(x.data)) {
 			return 0, io.EOF
 		}
-		n := copy(p, data[off:])
+		x.read.Store(true)
+		n := copy(p, x.data[off:])
 		if n < len(p) {
 			return n, io.EOF
 		}
@@ -71,16 +78,16 @@ func (s *shelf) ReadAt(sum layers.Sum, p []byte, off int64) (int, error) {
 	return s.Store.ReadAt(sum, p, off)
 }
 
-// waiting returns the bytes of an object that is not written yet; nil if it is not one.
-func (s *shelf) waiting(sum layers.Sum) []byte {
+// waiting returns an object that is not written yet; nil if it is not one.
+func (s *shelf) waiting(sum layers.Sum) *small {
 	if !s.any.Load() {
 		return nil
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, b := range s.batches {
-		if p := b.objs[sum]; p != nil {
-			return p
+		if x := b.objs[sum]; x != nil {
+			return x
 		}
 	}
 	return nil
@@ -100,13 +107,13 @@ func (s *shelf) Gather(sum layers.Sum, plain []byte) error {
 	if n := len(s.batches); n > 0 && s.batches[n-1].open {
 		b = s.batches[n-1]
 	} else {
-		b = &batch{objs: make(map[layers.Sum][]byte), open: true}
+		b = &batch{objs: make(map[layers.Sum]*small), open: true}
 		s.batches = append(s.batches, b)
 		s.any.Store(true)
 		b.timer = time.AfterFunc(batchTime, func() { s.later(func() { s.late(b) }) })
 	}
 	if b.objs[sum] == nil {
-		b.objs[sum] = slices.Clone(plain)
+		b.objs[sum] = &small{data: slices.Clone(plain)}
 		b.sums = append(b.sums, sum)
 		b.size += len(plain)
 	}
@@ -155,22 +162,30 @@ func (s *shelf) write(b *batch) error {
 }
 
 func (s *shelf) store(b *batch) error {
-	if len(b.sums) < minBatch {
-		for _, sum := range b.sums {
-			if err := s.Put(sum, b.objs[sum]); err != nil {
-				return err
+	few := len(b.sums) < minBatch
+	var p *objects.Pack
+	for _, sum := range b.sums {
+		var err error
+		x := b.objs[sum]
+		if few || x.read.Load() {
+			err = s.Put(sum, x.data)
+		} else {
+			if p == nil {
+				p, err = s.NewPack("lazy")
+			}
+			if err == nil {
+				_, err = p.Add(x.data)
 			}
 		}
-		return nil
-	}
-	p, err := s.NewPack("lazy")
-	if err != nil {
-		return err
-	}
-	for _, sum := range b.sums {
-		if _, err := p.Add(b.objs[sum]); err != nil {
-			return errors.Join(err, p.Abort())
+		if err != nil && p != nil {
+			err = errors.Join(err, p.Abort())
 		}
+		if err != nil {
+			return err
+		}
+	}
+	if p == nil {
+		return nil
 	}
 	return p.Commit()
 }

@@ -68,6 +68,13 @@ func gathered(t *testing.T, s *shelf, all [][]byte) {
 func TestGather(t *testing.T) {
 	for _, n := range []int{3, 500} {
 		s, dir := newShelf(t)
+		isFile := func(p []byte) bool { // and not in a pack
+			f, err := s.Open(layers.SumOf(p))
+			if err == nil {
+				f.Close()
+			}
+			return err == nil
+		}
 		var all [][]byte
 		for i := range n {
 			p := random(1 + i*30)
@@ -78,7 +85,7 @@ func TestGather(t *testing.T) {
 				}
 			}
 		}
-		gathered(t, s, all)
+		gathered(t, s, all[:2]) // and so reads them
 		if s.Store.Has(layers.SumOf(all[0])) || packs(t, dir) != 0 {
 			t.Error("it is written already")
 		}
@@ -88,6 +95,9 @@ func TestGather(t *testing.T) {
 		gathered(t, s, all)
 		if s.any.Load() || !s.Store.Has(layers.SumOf(all[0])) {
 			t.Error("it is not written")
+		}
+		if !isFile(all[0]) || !isFile(all[1]) || isFile(all[2]) != (n < minBatch) {
+			t.Error("what was read is no file, or everything is one")
 		}
 		if got := packs(t, dir); got != min(1, n/minBatch) {
 			t.Errorf("%d packs of %d objects", got, n)
@@ -190,8 +200,8 @@ func TestGatherDiskFull(t *testing.T) {
 	t.Cleanup(func() { store.Close() })
 	s := &shelf{Store: store, later: func(func()) {}}
 	var all [][]byte
-	for range 200 {
-		p := random(10_000)
+	for range 2 * minBatch {
+		p := random(7_000)
 		all = append(all, p)
 		if err := s.Gather(layers.SumOf(p), p); err != nil {
 			t.Fatal(err)
