@@ -216,8 +216,8 @@ func (f *Fetcher) around(r *request) {
 		f.start(func() { f.readAhead(r.l, ord, next, end) })
 	}
 	if before < r.first() {
-		from := r.first()
-		f.start(func() { f.readAhead(r.l, ord, ord.after(before), r.l.near(from)) })
+		end := r.l.near(r.first()) + 1 // with the chunk that reaches over it
+		f.start(func() { f.readAhead(r.l, ord, ord.after(before), end) })
 	}
 }
 
