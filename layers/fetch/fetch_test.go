@@ -458,7 +458,7 @@ func TestDisputed(t *testing.T) {
 		for _, touched := range []bool{true, false} {
 			t.Run(fmt.Sprint(evilFirst, touched), func(t *testing.T) {
 				var told []layers.Sum
-				f := newFetcher(t, Options{Disputed: func(s layers.Sum) { told = append(told, s) }})
+				f := newFetcher(t, Options{Whole: -1, Disputed: func(s layers.Sum) { told = append(told, s) }})
 				a, b := build(t, [][]byte{good}, 64<<10, 0), build(t, [][]byte{evil}, 64<<10, 0)
 				b.entries[0].Object = layers.SumOf(good)
 				b.write(t)

@@ -275,21 +275,17 @@ func TestMappedSequential(t *testing.T) {
 	fx := buildMapped(t, [][]byte{data}, layers.Gzip)
 	f.Add("a", fx.layer())
 	p := make([]byte, layers.ChunkSize)
-	for i := range int64(12) {
-		if _, err := f.ReadAt(t.Context(), layers.SumOf(data), p, i*layers.ChunkSize); err != nil {
+	for off := int64(0); off < int64(len(data)); off += layers.ChunkSize {
+		if _, err := f.ReadAt(t.Context(), layers.SumOf(data), p, off); err != nil {
 			t.Fatal(err)
 		}
+		quiet(f) // a reader that overtakes may begin at a point what is about to be read ahead
 	}
-	quiet(f)
-	before := fx.reads.Load()
-	if _, err := f.ReadAt(t.Context(), layers.SumOf(data), p, 13*layers.ChunkSize); err != nil || fx.reads.Load() != before {
-		t.Errorf("ReadAt = %v, with %d requests: no reading ahead", err, fx.reads.Load()-before)
-	}
-	check(t, f, data, layers.ChunkSize)
-	quiet(f)
-	// A reader may overtake, and begin at a point what is about to be read ahead.
-	if got := fx.bytes.Load(); got > fx.Size()*11/10 {
+	if got := fx.bytes.Load(); got > fx.Size()+fx.reads.Load() { // a byte may belong to two
 		t.Errorf("%d bytes fetched of a layer of %d", got, fx.Size())
+	}
+	if got, chunks := fx.reads.Load(), int64(len(data)/layers.ChunkSize); got > chunks/2 {
+		t.Errorf("%d requests for %d chunks", got, chunks)
 	}
 }
 

@@ -204,7 +204,7 @@ func (f *Fetcher) around(r *request) {
 	window := r.l.sequential(max(r.from, r.l.near(r.parts[0].ck.BlobOff)), r.to)
 	next := ord.after(r.first())
 	if r.to-r.from < near {
-		next = f.fill(r, ord, next, extent{limit: near, end: r.from + near})
+		f.fill(r, ord, next, extent{limit: near, end: r.from + near})
 	}
 	r.seal()
 	end := int64(0)

@@ -88,8 +88,8 @@ func (r *Recording) touch(sum *layers.Sum, off, n int64) {
 		if slot.Load() == mark {
 			continue
 		}
-		slot.Store(mark)
 		r.note(place{*sum, b})
+		slot.Store(mark) // now, so that nobody passes over what is not noted yet
 	}
 }
 
