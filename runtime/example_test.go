@@ -37,7 +37,7 @@ func Example() {
 	}
 	_ = run // needs root
 
-	spec.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/bin/hook"}}}
+	spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/hook"}}}
 	_, err = runtime.NewPlan(spec, runtime.Options{ID: "example"})
 	fmt.Println(err)
 	// Output: spec: hooks: not supported
