@@ -6,21 +6,16 @@ import (
 	"github.com/snapfs/snapfs/layers"
 )
 
-// Distances, in bytes. What compresses much is cut by its stored bytes, so that
-// points and marks stay a small part of them.
 const (
 	// DefaultSpacing is the most plain bytes between points. With their windows,
 	// packed, they take 0.3 to 0.45 % of a layer of programs and sources.
 	DefaultSpacing = 3 << 19
 	minSpacing     = 128 << 10
-	storedPart     = 1.0 / 32 // of the spacing, between points
-	memberSpacing  = 32 << 10 // between members that are points: they need no window
-	memberStored   = 4 << 10
-	markSpacing    = 64 << 10
-	markStored     = 4 << 10
-	// A point is the cheapest of so many blocks: its window takes a fifth of
-	// that of the average block.
-	candidates = 8
+	storedPart     = 1.0 / 32 // of the spacing, in stored bytes, between points
+	// A point is the cheapest of so many blocks, since some refer to much less
+	// than others. With eight, windows are a thirtieth smaller, with two a fifth
+	// larger; each costs up to half a percent of decoding.
+	candidates = 4
 )
 
 // RecordOptions are those of [Gzip.Record]. The zero value works.
@@ -36,10 +31,8 @@ type RecordOptions struct {
 // A recorder gathers points and marks.
 type recorder struct {
 	RecordOptions
-	points []layers.Point
-	marks  []layers.Mark
-	next   int64 // plain offset at which to look again
-	mark   int64 // plain offset from which on a mark may come
+	m    layers.MapBuilder
+	next int64 // plain offset at which to look again
 	// A block that may become a point is tracked until nothing can refer to what
 	// was before it. Of those since the last point the best is kept.
 	cur, best candidate
@@ -64,18 +57,12 @@ func (g *Gzip) Record(o RecordOptions) {
 		o.Spacing = DefaultSpacing
 	}
 	o.Spacing = max(o.Spacing, minSpacing)
-	g.rec = &recorder{RecordOptions: o, mark: markSpacing}
+	g.rec = &recorder{RecordOptions: o}
 	g.rec.cur.window, g.rec.best.window = new([Window]byte), new([Window]byte)
 }
 
 // Map returns what was recorded, when Decode has returned io.EOF.
-func (g *Gzip) Map() *layers.Map {
-	r := g.rec
-	if n := len(r.points); n > 1 && r.points[n-1].Plain == g.total {
-		r.points = r.points[:n-1] // an empty member at the end
-	}
-	return &layers.Map{Compression: layers.Gzip, Plain: g.total, Stored: g.offset(), Points: r.points, Marks: r.marks}
-}
+func (g *Gzip) Map() *layers.Map { return g.rec.m.Map(layers.Gzip, g.total, g.offset()) }
 
 // offset returns how many stored bytes were used; of the last perhaps only some bits.
 func (g *Gzip) offset() int64 { return g.before + int64(g.pos) - int64(g.nb>>3) }
@@ -108,29 +95,19 @@ func (g *Gzip) early(b []byte, n, base, low, distance, length int) bool {
 // better than any block.
 func (r *recorder) member(plain, stored int64) {
 	r.cur.on, r.best.on = false, false
-	p := layers.Point{Plain: plain, Stored: stored}
-	n := len(r.points)
-	if n == 0 {
-		r.points = append(r.points, p)
-		return
-	}
-	switch last := r.points[n-1]; {
-	case plain == last.Plain && last.Window == 0:
-		r.points[n-1] = p // the one before is empty
-	case n < layers.MaxPoints && plain-last.Plain >= memberSpacing && (stored-last.Stored >= memberStored || plain-last.Plain >= r.Spacing):
-		r.points = append(r.points, p)
-	}
+	r.m.Frame(plain, stored)
 }
 
 // block is called before a block's header when the member has bytes.
 func (r *recorder) block(plain, stored int64, bits uint8) {
-	if r.cur.on || len(r.points) >= layers.MaxPoints {
+	if r.cur.on || r.m.Full() {
 		return
 	}
-	if r.best.on && plain-r.last().Plain >= r.Spacing {
+	if r.best.on && plain-r.m.Last().Plain >= r.Spacing {
 		r.take()
 	}
-	if last := r.last(); plain-last.Plain < r.Spacing/2 || stored-last.Stored < int64(storedPart*float64(r.Spacing)) || plain-r.tried < r.Spacing/(2*candidates) {
+	last := r.m.Last()
+	if plain-last.Plain < r.Spacing/2 || stored-last.Stored < int64(storedPart*float64(r.Spacing)) || plain-r.tried < r.Spacing/(2*candidates) {
 		return
 	}
 	clear(r.cur.window[:])
@@ -140,13 +117,10 @@ func (r *recorder) block(plain, stored int64, bits uint8) {
 	}
 	r.tried, r.limit = plain, math.MaxInt
 	if r.best.on { // fewer points are cheaper, too: what counts is the cost of a plain byte
-		last := r.last().Plain
-		r.limit = int(float64(r.best.cost) * float64(plain-last) / float64(r.best.Plain-last))
+		r.limit = int(float64(r.best.cost) * float64(plain-last.Plain) / float64(r.best.Plain-last.Plain))
 	}
 	r.next = min(r.next, plain+Window)
 }
-
-func (r *recorder) last() layers.Point { return r.points[len(r.points)-1] }
 
 // match is called with how far before the candidate a match begins, and the
 // bytes from there up to the candidate or the match's end.
@@ -163,13 +137,8 @@ func (r *recorder) match(before int, p []byte) {
 // pass is called when plain is next or more, with the number of stored bytes
 // that made them.
 func (r *recorder) pass(plain, stored int64) {
-	if plain >= r.mark {
-		r.mark = plain + markSpacing
-		if n := len(r.marks); n < layers.MaxMarks && (n == 0 || stored-r.marks[n-1].Stored >= markStored) {
-			r.marks = append(r.marks, layers.Mark{Plain: plain, Stored: stored})
-		}
-	}
-	r.next = r.mark
+	r.m.Mark(plain, stored)
+	r.next = r.m.NextMark()
 	if !r.cur.on {
 		return
 	}
@@ -180,7 +149,7 @@ func (r *recorder) pass(plain, stored int64) {
 	// Nothing refers to what was before the candidate any more, and it costs less than the best.
 	r.cur, r.best = r.best, r.cur
 	r.cur.on = false
-	if r.tried-r.last().Plain >= r.Spacing {
+	if r.tried-r.m.Last().Plain >= r.Spacing {
 		r.take()
 	}
 }
@@ -190,8 +159,8 @@ func (r *recorder) take() {
 	c := &r.best
 	c.on = false
 	c.Window = int32(Window - c.first)
+	i := r.m.Point(c.Point)
 	if r.Keep != nil {
-		r.Keep(len(r.points), c.window[c.first:])
+		r.Keep(i, c.window[c.first:])
 	}
-	r.points = append(r.points, c.Point)
 }

@@ -25,15 +25,6 @@ const (
 // largeToken is held by the one layer with a large window.
 var largeToken = make(chan struct{}, 1)
 
-// Distances between points and marks, in bytes; see package inflate for why.
-const (
-	frameSpacing = 32 << 10
-	frameStored  = 4 << 10
-	maxSpacing   = 1 << 20
-	markSpacing  = 64 << 10
-	markStored   = 4 << 10
-)
-
 // zstdDecoder decodes one frame after another, so that it knows which plain
 // byte each begins with.
 type zstdDecoder struct {
@@ -41,12 +32,12 @@ type zstdDecoder struct {
 	frames frames
 	open   bool // amid a frame
 	large  bool // holds the token
-	m      layers.Map
+	plain  int64
+	m      layers.MapBuilder
 }
 
 func newZstd(r *storedReader, head []byte) (decoder, error) {
 	d := &zstdDecoder{large: window0(head) > smallWindow, frames: frames{r: r}}
-	d.m.Compression = layers.Zstd
 	limit := uint64(middleWindow)
 	if d.large {
 		limit = largeWindow
@@ -85,12 +76,15 @@ func (d *zstdDecoder) Close() error {
 	return nil
 }
 
+// step is how many plain bytes are made at once, so that marks are that near.
+const step = 64 << 10
+
 func (d *zstdDecoder) Decode(b []byte, n int) (int, error) {
 	for n < len(b) {
-		m, err := d.read(b[n:min(len(b), n+markSpacing)])
+		m, err := d.read(b[n:min(len(b), n+step)])
 		n += m
-		d.m.Plain += int64(m)
-		d.mark()
+		d.plain += int64(m)
+		d.m.Mark(d.plain, d.frames.off)
 		switch {
 		case err == nil:
 		case err == io.EOF:
@@ -115,7 +109,7 @@ func (d *zstdDecoder) read(p []byte) (n int, err error) {
 			return 0, err
 		}
 		d.open = true
-		d.point(stored)
+		d.m.Frame(d.plain, stored)
 	}
 	n, err = d.z.Read(p)
 	if err == io.EOF {
@@ -124,43 +118,7 @@ func (d *zstdDecoder) read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// point notes that a frame begins here.
-func (d *zstdDecoder) point(stored int64) {
-	p := layers.Point{Plain: d.m.Plain, Stored: stored}
-	n := len(d.m.Points)
-	if n == 0 {
-		d.m.Points = append(d.m.Points, p)
-		return
-	}
-	switch last := &d.m.Points[n-1]; {
-	case p.Plain == last.Plain:
-		*last = p // the one before is empty
-	case n < layers.MaxPoints && p.Plain-last.Plain >= frameSpacing && (stored-last.Stored >= frameStored || p.Plain-last.Plain >= maxSpacing):
-		d.m.Points = append(d.m.Points, p)
-	}
-}
-
-// mark notes that what was made so far needs no more than what was read.
-func (d *zstdDecoder) mark() {
-	m, last := &d.m, layers.Mark{}
-	if n := len(m.Marks); n > 0 {
-		last = m.Marks[n-1]
-	}
-	if m.Plain-last.Plain >= markSpacing && d.frames.off-last.Stored >= markStored && len(m.Marks) < layers.MaxMarks {
-		m.Marks = append(m.Marks, layers.Mark{Plain: m.Plain, Stored: d.frames.off})
-	}
-}
-
-func (d *zstdDecoder) Map() *layers.Map {
-	d.m.Stored = d.frames.off
-	if len(d.m.Points) == 0 {
-		d.m.Points = make([]layers.Point, 1)
-	}
-	if n := len(d.m.Points); n > 1 && d.m.Points[n-1].Plain == d.m.Plain {
-		d.m.Points = d.m.Points[:n-1] // an empty frame at the end
-	}
-	return &d.m
-}
+func (d *zstdDecoder) Map() *layers.Map { return d.m.Map(layers.Zstd, d.plain, d.frames.off) }
 
 // frames walks through a stream of zstd frames (RFC 8878, 3.1). As a reader it
 // ends with each frame.
