@@ -15,8 +15,8 @@ import (
 )
 
 // Parallel is how many layers UnpackAll takes at once. It bounds memory (4 MB a
-// layer, and a zstd layer's window) and connections; more would not be
-// faster even where each connection is slow.
+// layer, as much for windows, a zstd layer's own window, and 88 bytes a chunk)
+// and connections; more would not be faster even where each connection is slow.
 const Parallel = 6
 
 // A Layer is what [UnpackAll] needs of each layer.

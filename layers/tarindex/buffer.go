@@ -85,23 +85,23 @@ func (p *pool) close() {
 	}
 }
 
-// receive returns the next buffer of a channel, io.EOF when it is closed.
-func receive(ctx context.Context, ch <-chan *buffer) (*buffer, error) {
+// receive returns the next element of a channel, io.EOF when it is closed.
+func receive[T any](ctx context.Context, ch <-chan T) (v T, err error) {
 	select {
-	case b, ok := <-ch:
+	case v, ok := <-ch:
 		if !ok {
-			return nil, io.EOF
+			return v, io.EOF
 		}
-		return b, nil
+		return v, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return v, context.Cause(ctx)
 	}
 }
 
-// send passes a buffer on.
-func send(ctx context.Context, ch chan<- *buffer, b *buffer) error {
+// send passes an element on.
+func send[T any](ctx context.Context, ch chan<- T, v T) error {
 	select {
-	case ch <- b:
+	case ch <- v:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -2,13 +2,13 @@ package tarindex
 
 import (
 	"crypto/sha256"
-	"hash"
 	"sync"
 
 	"github.com/snapfs/snapfs/layers"
 )
 
-// A cutter makes the chunks of one file after another.
+// A cutter makes the chunks of one file after another. Those whose sum is not
+// known by the way have none until finish.
 type cutter struct {
 	chunks []layers.Chunk // of this file
 	off    int64          // of the file that was cut
@@ -16,9 +16,12 @@ type cutter struct {
 	size   int64          // of it
 	n      int64          // bytes of it that were seen
 	left   int64          // bytes of the run that follow it
-	hash   hash.Hash
+
+	// sum takes the bytes of chunks to sum up, one after another; last ends one.
+	sum func(p []byte, last bool) error
 
 	slab  []layers.Chunk // room for those of files
+	slabs [][]layers.Chunk
 	count int
 	full  bool // there are too many: none has any
 }
@@ -52,23 +55,20 @@ func (c *cutter) begin(blob, n int64) {
 }
 
 // data takes the run's next bytes.
-func (c *cutter) data(p []byte) {
-	if c.hash == nil {
-		c.hash = sha256.New()
-	}
+func (c *cutter) data(p []byte) error {
 	for len(p) > 0 && !c.full {
 		m := min(int64(len(p)), c.size-c.n)
-		c.hash.Write(p[:m])
-		p = p[m:]
-		if c.n += m; c.n < c.size {
-			return
+		c.n += m
+		if err := c.sum(p[:m], c.n == c.size); err != nil {
+			return err
 		}
-		var sum layers.Sum
-		c.hash.Sum(sum[:0])
-		c.hash.Reset()
-		c.whole(sum, c.size, c.blob)
-		c.begin(c.blob+c.size, c.left-c.size)
+		p = p[m:]
+		if c.n == c.size {
+			c.whole(layers.Sum{}, c.size, c.blob)
+			c.begin(c.blob+c.size, c.left-c.size)
+		}
 	}
+	return nil
 }
 
 // hole adds n zeros that are not stored.
@@ -88,6 +88,7 @@ func (c *cutter) take() []layers.Chunk {
 		return nil
 	}
 	if cap(c.slab)-len(c.slab) < n {
+		c.slabs = append(c.slabs, c.slab)
 		c.slab = make([]layers.Chunk, 0, max(n, min(1024, c.count+16)))
 	}
 	at := len(c.slab)
@@ -95,6 +96,20 @@ func (c *cutter) take() []layers.Chunk {
 	c.chunks = c.chunks[:0]
 	c.count += n
 	return c.slab[at : at+n : at+n]
+}
+
+// finish gives the chunks the sums of what was given to sum.
+func (c *cutter) finish(sums []layers.Sum) {
+	if c.full {
+		return
+	}
+	for _, slab := range append(c.slabs, c.slab) {
+		for i := range slab {
+			if slab[i].Sum == (layers.Sum{}) {
+				slab[i].Sum, sums = sums[0], sums[1:]
+			}
+		}
+	}
 }
 
 // zeroSum returns the sum of n zeros, up to maxHole.

@@ -304,15 +304,16 @@ func TestMapSparse(t *testing.T) {
 
 // A layer of more chunks than there may be is unpacked, but not mapped.
 func TestTooManyChunks(t *testing.T) {
-	var c cutter
-	c.count = maxChunks - 2
+	c := cutter{count: maxChunks - 2, sum: func([]byte, bool) error { return nil }}
 	c.whole(layers.Sum{1}, 1, 0)
 	c.whole(layers.Sum{1}, 1, 0)
 	if got := c.take(); c.full || len(got) != 2 {
 		t.Fatalf("%d chunks, full: %v", len(got), c.full)
 	}
 	c.begin(0, 300_000)
-	c.data(make([]byte, 300_000))
+	if err := c.data(make([]byte, 300_000)); err != nil {
+		t.Fatal(err)
+	}
 	c.hole(1 << 40)
 	if got := c.take(); !c.full || len(got) != 0 {
 		t.Fatalf("%d chunks, full: %v", len(got), c.full)

@@ -7,7 +7,8 @@
 //
 //	stored bytes ─┬─ blob digest
 //	              └─ inflate ─┬─ diff ID
-//	                          └─ tar ── per file: SHA-256, store
+//	                          └─ tar ─┬─ per file: SHA-256, store
+//	                                  └─ per chunk of large files: SHA-256
 //
 // Invariant: an index is returned only if blob digest, size and diff ID are what
 // was asked for. If not, nothing refers to what was stored before that was known.
@@ -15,6 +16,7 @@ package tarindex
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
@@ -101,6 +103,7 @@ func unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID di
 		stored:     make(chan *buffer, storedCount),
 		toHash:     make(chan *buffer, plainCount),
 		toTar:      make(chan *buffer, plainCount),
+		toSum:      make(chan piece, 4*plainCount),
 		windows:    newWindows(s),
 	}
 	defer func() {
@@ -109,11 +112,12 @@ func unpack(ctx context.Context, r io.Reader, desc ocispec.Descriptor, diffID di
 		}
 	}()
 	u := &unpacker{ctx: ctx, store: s, left: o.MaxPlain, pack: packName(desc)}
+	u.cuts.sum = func(p []byte, last bool) error { return j.piece(u.scan.cur, p, last) }
 	defer func() { err = errors.Join(err, u.abort()) }()
 	if err := j.run(r, u); err != nil {
 		return nil, err
 	}
-	ix, mapped, err := u.finish()
+	ix, mapped, err := u.finish(j.sums)
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +141,8 @@ type job struct {
 	stored, toHash, toTar  chan *buffer
 	size                   int64 // stored bytes read
 	inflateErr, contentErr error // what is wrong with the bytes
+	toSum                  chan piece
+	sums                   []layers.Sum // of chunks
 	windows                *Windows
 	mapped                 *layers.Map
 }
@@ -148,6 +154,7 @@ func (j *job) run(r io.Reader, u *unpacker) error {
 		func() error { return j.read(r) },
 		j.inflate,
 		j.hash,
+		j.sum,
 		func() error { return j.tar(u) },
 	} {
 		wg.Go(func() {
@@ -313,7 +320,7 @@ func (r *storedReader) drain() error {
 	}
 }
 
-// hash is one of the last two stages.
+// hash is one of the two stages behind.
 func (j *job) hash() error {
 	for {
 		b, err := receive(j.ctx, j.toHash)
@@ -328,9 +335,45 @@ func (j *job) hash() error {
 	}
 }
 
+// A piece is a part of a chunk.
+type piece struct {
+	b    *buffer
+	p    []byte // of b
+	last bool   // of the chunk
+}
+
+// piece passes bytes of a buffer, which the caller holds, on to be summed up.
+func (j *job) piece(b *buffer, p []byte, last bool) error {
+	b.refs.Add(1)
+	return send(j.ctx, j.toSum, piece{b, p, last})
+}
+
+// sum is the stage behind tar: it sums up chunks that are not all of a file.
+func (j *job) sum() error {
+	h := sha256.New()
+	for {
+		pc, err := receive(j.ctx, j.toSum)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		h.Write(pc.p)
+		j.plainPool.put(pc.b)
+		if pc.last {
+			var sum layers.Sum
+			h.Sum(sum[:0])
+			h.Reset()
+			j.sums = append(j.sums, sum)
+		}
+	}
+}
+
 // tar is the other one. What comes behind the end of the archive, or behind bad
 // bytes, is for the diff ID only.
 func (j *job) tar(u *unpacker) error {
+	defer close(j.toSum)
 	u.scan = scanner{
 		next: func() (*buffer, error) { return receive(j.ctx, j.toTar) },
 		free: j.plainPool.put,

@@ -173,7 +173,9 @@ func (u *unpacker) copy(n int64, cuts *cutter) error {
 			return err
 		}
 		if cuts != nil {
-			cuts.data(data)
+			if err := cuts.data(data); err != nil {
+				return err
+			}
 		}
 		n -= int64(len(data))
 	}
@@ -225,9 +227,10 @@ func (u *unpacker) hole(n int64) error {
 	return nil
 }
 
-// finish makes what was stored last readable and returns the index. Its files
-// have chunks if ok.
-func (u *unpacker) finish() (ix *layers.Index, ok bool, err error) {
+// finish makes what was stored last readable and returns the index, with the sums
+// of what was given to be summed up. Its files have chunks if ok.
+func (u *unpacker) finish(sums []layers.Sum) (ix *layers.Index, ok bool, err error) {
+	u.cuts.finish(sums)
 	entries, err := settle(u.entries)
 	if err != nil {
 		return nil, false, err
