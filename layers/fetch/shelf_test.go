@@ -145,7 +145,7 @@ func TestGatherWaits(t *testing.T) {
 		if s.Store.Has(layers.SumOf(p)) {
 			t.Error("it did not wait for others")
 		}
-		time.Sleep(2)
+		time.Sleep(2 * time.Nanosecond)
 		synctest.Wait()
 		gathered(t, s, [][]byte{p})
 		if !s.Store.Has(layers.SumOf(p)) {
