@@ -65,7 +65,7 @@ type Options struct {
 	// reads; 0 is 3: while one waits for its answer, two fill the line.
 	Parallel int
 	// Whole is up to how many stored bytes all of a file is fetched when a part
-	// of it is missed; 0 is 2 MiB, less is never. Who maps a library reads here
+	// of it is missed; 0 is 16 MiB, less is never. Who maps a library reads here
 	// and there in it, and each such read would wait for a round trip and, in a
 	// mapped layer, fetch from the point before.
 	Whole int64

@@ -221,10 +221,11 @@ func (f *Fetcher) around(r *request) {
 	}
 }
 
-// defaultWhole: at 100 Mbit/s it is a sixth of a second. redis-server, its image
-// known by an index alone, misses 25 times instead of 50 and fetches 9.1 MB instead
-// of 9.7.
-const defaultWhole = 2 << 20
+// defaultWhole is large, since a start whose profile is not known reads here and
+// there in its libraries, and they all come sooner or later. From nothing to ready
+// at 100 Mbit/s and 20 ms, known by an index alone, with 2, 6 and 16 MiB: node 5.6,
+// 5.5, 4.0 s; postgres 6.4, 5.3, 5.2 s (go run ./bench/coldstart, snapfs-index).
+const defaultWhole = 16 << 20
 
 // rest says what else of the object that r begins with is worth fetching: from
 // where on, as chunks count, and up to which stored byte. It is once for each object.
