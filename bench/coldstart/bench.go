@@ -46,7 +46,6 @@ func measureAll(ctx context.Context, c *config) (err error) {
 	if c.bin != "" {
 		os.Setenv("PATH", c.bin+":"+os.Getenv("PATH"))
 	}
-	os.Setenv("PATH", os.Getenv("PATH")+":"+filepath.Join(c.build, "bin"))
 	b := &bench{conf: c, registry: new(serve.Registry)}
 	b.registry.Seen = b.watch.seen
 	if b.systems, err = chooseSystems(c.systems); err != nil {
@@ -92,7 +91,7 @@ func (b *bench) programs(ctx context.Context) error {
 		if len(s.needs) == 0 {
 			continue
 		}
-		if err := containerd.Build(ctx, b.conf.build, "containerd", "ctr", "containerd-shim-runc-v2"); err != nil {
+		if err := containerd.Find(ctx, b.conf.build); err != nil {
 			b.say("no containerd: %v", err) // its systems will say that they miss it
 		}
 		break

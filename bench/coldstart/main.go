@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/snapfs/snapfs/bench/containerd"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,7 +78,7 @@ func flags(args []string) (*config, error) {
 	f.StringVar(&c.snapfs, "snapfs", "", "directory with snapd and snapctl; default: builds them")
 	f.StringVar(&c.work, "work", "/var/tmp/snapfs-bench-coldstart", "directory for all state; must not exist")
 	f.StringVar(&c.cache, "cache", "/var/tmp/snapfs-bench-cache", "directory for images that others' programs have converted; is kept")
-	f.StringVar(&c.build, "build", "/var/tmp/snapfs-bench-build", "directory to build containerd in; is kept")
+	f.StringVar(&c.build, "build", containerd.Cache(), "directory to build containerd in; is kept")
 	f.StringVar(&c.out, "out", "coldstart.jsonl", "file that a line for each run is added to")
 	f.StringVar(&c.md, "md", "", "file for the summary; default: standard output")
 	f.StringVar(&c.html, "html", "coldstart.html", "file for the page")

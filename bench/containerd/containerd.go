@@ -1,5 +1,5 @@
-// Package containerd has what measurements against containerd share: how it is
-// built, and how it is configured at its best.
+// Package containerd has what measurements against containerd share: which it
+// is, and how it is configured at its best.
 package containerd
 
 import (
@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/snapfs/snapfs/internal/peers"
 )
 
-// Version is the containerd that is built.
-const Version = "v2.4.2"
+// Peer is the containerd that is measured.
+var Peer = peers.Containerd24
 
 // base is the configuration that all share. Plugins that would do work of
 // their own, or that a machine may lack, are off.
@@ -75,30 +77,28 @@ func CheckErofs(ctx context.Context) error {
 	return fmt.Errorf("mkfs.erofs is older than 1.8, or there is none: put a newer one into -bin")
 }
 
-// Build builds containerd's programs (as cmd/NAME in its repository) from its
-// module into dir/bin, unless PATH has all of them.
-func Build(ctx context.Context, dir string, programs ...string) error {
-	if !slices.ContainsFunc(programs, func(p string) bool {
+// Cache is where peers are kept by default.
+func Cache() string {
+	dir, err := peers.Cache()
+	if err != nil { // no home
+		return filepath.Join(os.TempDir(), "snapfs-peers")
+	}
+	return dir
+}
+
+// Find sees to it that PATH has containerd, ctr and its shim: unless it has them
+// all, they are found in, or built into, the cache, and its folder is added to
+// the end of PATH.
+func Find(ctx context.Context, cache string) error {
+	if !slices.ContainsFunc(Peer.Names(), func(p string) bool {
 		_, err := exec.LookPath(p)
 		return err != nil
 	}) {
 		return nil
 	}
-	fmt.Fprintf(os.Stderr, "building containerd %s in %s\n", Version, dir)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	dir, err := Peer.Find(ctx, cache, os.Stderr)
+	if err != nil {
 		return err
 	}
-	const path = "github.com/containerd/containerd/v2"
-	mod := "module scratch\n\ngo 1.26\n\nrequire " + path + " " + Version + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte(mod), 0o644); err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-mod=mod", "-tags", "netgo osusergo no_btrfs no_devmapper no_zfs", "-o", "bin/")
-	for _, p := range programs {
-		cmd.Args = append(cmd.Args, path+"/cmd/"+p)
-	}
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	cmd.Stderr = os.Stderr
-	return cmd.Run()
+	return os.Setenv("PATH", os.Getenv("PATH")+string(os.PathListSeparator)+dir)
 }

@@ -17,7 +17,7 @@ func (c *config) findContainerd(ctx context.Context) error {
 			return err
 		}
 	}
-	return containerd.Build(ctx, c.build, "containerd", "ctr")
+	return containerd.Find(ctx, c.build)
 }
 
 // startContainerd starts a containerd without state.

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/bench/containerd"
 	"github.com/snapfs/snapfs/bench/disk"
 )
 
@@ -60,7 +61,7 @@ func flags() *config {
 	flag.StringVar(&c.base, "base", "overlayfs-par", "the system that ratios are to")
 	flag.IntVar(&c.rounds, "rounds", 5, "pulls of each image by each system")
 	flag.StringVar(&c.work, "work", "/var/tmp/snapfs-bench-pull", "directory for all state; must not exist")
-	flag.StringVar(&c.build, "build", "/var/tmp/snapfs-bench-build", "directory to build containerd in; is kept")
+	flag.StringVar(&c.build, "build", containerd.Cache(), "directory to build containerd in; is kept")
 	flag.StringVar(&c.bin, "bin", "", "directories of programs, before PATH, separated by ':'")
 	flag.StringVar(&c.oursDaemon, "ours-daemon", "", "daemon under test: a command with {work}, {bin}")
 	flag.StringVar(&c.oursSocket, "ours-socket", "{work}/run/snapd.sock", "what shows that it is up")

@@ -123,7 +123,7 @@ func (c *config) command(ctx context.Context, argv []string) error {
 func (c *config) env() []string { return append(os.Environ(), "PATH="+c.path()) }
 
 func (c *config) path() string {
-	return strings.Join([]string{c.bin, filepath.Join(c.build, "bin"), os.Getenv("PATH")}, ":")
+	return strings.Join([]string{c.bin, os.Getenv("PATH")}, ":")
 }
 
 // log is the end of what the daemon said.
