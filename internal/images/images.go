@@ -106,6 +106,8 @@ type Service struct {
 	pins pins
 	uses uses
 
+	configs configs
+
 	mu   sync.Mutex
 	open map[string]*held // lazily readable layers, by key
 }
