@@ -18,11 +18,19 @@ import (
 	"github.com/snapfs/snapfs/internal/supervisor/keeper"
 )
 
-// adopt gets hold of the root's lock, the control socket and a living FUSE
+// adopt gets hold of the root's lock, the sockets and a living FUSE
 // connection: from a worker without supervisor, from the keeper, or new ones.
 func (s *supervisor) adopt(ctx context.Context) error {
-	if err := s.takeLock(ctx); err != nil {
+	var found []socket
+	if err := s.takeLock(ctx, &found); err != nil {
+		closeSockets(found)
 		return err
+	}
+	if err := s.openSockets(ctx, found); err != nil {
+		return err
+	}
+	if err := s.dropMountPoints(); err != nil {
+		s.log.Warn("mount points of before", "err", err)
 	}
 	if s.fuse == nil {
 		fuse, init, err := keeper.Take(ctx, s.o.Run)
@@ -41,22 +49,13 @@ func (s *supervisor) adopt(ctx context.Context) error {
 	if err := s.mountLazy(); err != nil {
 		return err
 	}
-	if s.listener == nil {
-		l, err := listen(Socket(s.o.Run))
-		if err != nil {
-			return err
-		}
-		if s.listener, err = descriptor(l); err != nil {
-			return err
-		}
-		l.Close()
-	}
 	return nil
 }
 
 // takeLock locks the root, for this process and its workers. If it is locked by a worker
-// whose supervisor died, that worker gives up what it holds, the lock with it.
-func (s *supervisor) takeLock(ctx context.Context) error {
+// whose supervisor died, that worker gives up what it holds, the lock with it;
+// its sockets are found.
+func (s *supervisor) takeLock(ctx context.Context, found *[]socket) error {
 	path := filepath.Join(s.o.Root, "lock")
 	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -66,7 +65,7 @@ func (s *supervisor) takeLock(ctx context.Context) error {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		holder, _ := os.ReadFile(path)
 		lock.Close()
-		return s.relieve(ctx, strings.TrimSpace(string(holder)))
+		return s.relieve(ctx, strings.TrimSpace(string(holder)), found)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", path, err), lock.Close())
@@ -86,13 +85,13 @@ func (s *supervisor) sign() error {
 
 // relieve takes over from a worker that has lost its supervisor. If there is a
 // supervisor, or the worker is not one of this RUN, it is ErrRunning.
-func (s *supervisor) relieve(ctx context.Context, holder string) error {
+func (s *supervisor) relieve(ctx context.Context, holder string, found *[]socket) error {
 	running := fmt.Errorf("%w on %s (%s)", ErrRunning, s.o.Root, holder)
 	if c, err := control.Dial(ctx, supervisorSocket(s.o.Run)); err == nil {
 		c.Close()
 		return running
 	}
-	pid, err := s.release(ctx)
+	pid, err := s.release(ctx, found)
 	if err != nil && pid == 0 {
 		return running
 	}
@@ -110,12 +109,12 @@ func (s *supervisor) relieve(ctx context.Context, holder string) error {
 	if s.lock != nil {
 		return s.sign()
 	}
-	return s.takeLock(ctx)
+	return s.takeLock(ctx, found)
 }
 
 // release asks the worker at RUN/worker.sock for what it holds. pid is the
 // worker's as soon as it was reached.
-func (s *supervisor) release(ctx context.Context) (pid int, err error) {
+func (s *supervisor) release(ctx context.Context, found *[]socket) (pid int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	c, err := control.Dial(ctx, workerSocket(s.o.Run))
@@ -134,14 +133,18 @@ func (s *supervisor) release(ctx context.Context) (pid int, err error) {
 	}
 	var r released
 	files, err := c.Finish(&r, nil)
-	if err == nil && len(files) != 3 {
+	if err == nil && len(files) != 3+len(r.Sockets) {
 		closeAll(files...)
-		err = fmt.Errorf("worker released %d descriptors, want 3", len(files))
+		err = fmt.Errorf("worker released %d descriptors, want 3 and %d of sockets", len(files), len(r.Sockets))
 	}
 	if err != nil {
 		return int(peer.Pid), err
 	}
-	s.fuse, s.listener, s.lock = files[0], files[1], files[2]
+	s.fuse, s.lock = files[0], files[2]
+	*found = []socket{{path: Socket(s.o.Run), file: files[1]}}
+	for i, path := range r.Sockets {
+		*found = append(*found, socket{path: path, file: files[3+i]})
+	}
 	s.init, s.resend = r.Init, true
 	s.log.Info("took over from the worker of an earlier supervisor", "pid", peer.Pid)
 	return int(peer.Pid), nil
@@ -204,7 +207,7 @@ func (s *supervisor) mountLazy() error {
 // unmountAll ends all mounts below RUN.
 func (s *supervisor) unmountAll() error {
 	var err error
-	for _, dir := range []string{imageDir(s.o.Run, ""), lazyDir(s.o.Run)} {
+	for _, dir := range []string{imageDir(s.o.Run, ""), mappedDir(s.o.Run), lazyDir(s.o.Run)} {
 		all, lerr := mounts.List(dir)
 		err = errors.Join(err, lerr)
 		for _, m := range all {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/fs/objectfs"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/supervisor/keeper"
@@ -59,12 +60,14 @@ func testLog() *slog.Logger {
 func supervise(dir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
+	sockets, _ := os.ReadFile(filepath.Join(dir, "sockets")) // most tests want none
 	return Run(ctx, Options{
-		Root:   filepath.Join(dir, "root"),
-		Run:    filepath.Join(dir, "run"),
-		Worker: []string{"/proc/self/exe"},
-		Keeper: []string{"/proc/self/exe", "keeper"},
-		Log:    testLog(),
+		Root:    filepath.Join(dir, "root"),
+		Run:     filepath.Join(dir, "run"),
+		Sockets: strings.Fields(string(sockets)),
+		Worker:  []string{"/proc/self/exe"},
+		Keeper:  []string{"/proc/self/exe", "keeper"},
+		Log:     testLog(),
 	})
 }
 
@@ -98,6 +101,14 @@ func work() error {
 		server := control.Server{Handle: answer(w)}
 		server.Serve(ctx, w.Listener)
 	})
+	for _, l := range w.Sockets {
+		parts.Go(func() {
+			server := control.Server{Handle: func(_ context.Context, r *control.Request) error {
+				return r.Reply(fmt.Sprintf("%d %s", os.Getpid(), l.Path))
+			}}
+			server.Serve(ctx, l.UnixListener)
+		})
+	}
 	if err := w.Ready(ctx); err != nil && !errors.Is(err, ErrNoSupervisor) {
 		return err
 	}
@@ -124,6 +135,30 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 			return r.Reply(dir)
 		case "unmount":
 			return w.UnmountImage(ctx, args[0])
+		case "mount mapped", "map":
+			m, err := mounts.ParseIDMap(args[2], args[2])
+			if err != nil {
+				return err
+			}
+			var dir string
+			if r.Op == "map" {
+				dir, err = w.MapDir(ctx, args[0], m)
+			} else {
+				dir, err = w.MountMapped(ctx, args[0], args[1], m)
+			}
+			if err != nil {
+				return err
+			}
+			return r.Reply(dir)
+		case "unmount mapped", "unmap":
+			m, err := mounts.ParseIDMap(args[2], args[2])
+			if err != nil {
+				return err
+			}
+			if r.Op == "unmap" {
+				return w.UnmapDir(ctx, args[0], m)
+			}
+			return w.UnmountMapped(ctx, args[0], m)
 		case "spawn":
 			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files})
 			if err != nil {

@@ -2,11 +2,9 @@ package supervisor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,24 +20,35 @@ const (
 	opReady   = "supervisor.ready"   // readyArgs
 	opMount   = "supervisor.mount"   // mountArgs → mountResult
 	opUnmount = "supervisor.unmount" // mountArgs
+	opMap     = "supervisor.map"     // mapArgs → mountResult
+	opUnmap   = "supervisor.unmap"   // mapArgs
 	opSpawn   = "supervisor.spawn"   // Process, descriptors → spawned
 	opProgram = "supervisor.program" // programArgs, two descriptors → programEnd
 
-	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors
+	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors and more
 )
 
 type readyArgs struct{ Pid int }
 
 type mountArgs struct {
 	ID   string
-	File string `json:",omitempty"`
+	File string        `json:",omitempty"`
+	Map  *mounts.IDMap `json:",omitempty"` // of owners
+}
+
+type mapArgs struct {
+	Dir string
+	Map mounts.IDMap
 }
 
 type mountResult struct{ Dir string }
 
 type spawned struct{ Pid int }
 
-type released struct{ Init []byte }
+type released struct {
+	Init    []byte
+	Sockets []string `json:",omitempty"` // paths of those whose descriptors come fourth and later
+}
 
 // A Process is a program to be started detached: in its own session, with
 // /dev/null as standard input, and alive after the daemon ended.
@@ -65,6 +74,10 @@ func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 		return s.mountImage(r)
 	case opUnmount:
 		return s.unmountImage(r)
+	case opMap:
+		return s.mapDir(r)
+	case opUnmap:
+		return s.unmapDir(r)
 	case opSpawn:
 		return s.spawn(r)
 	case opProgram:
@@ -83,67 +96,6 @@ func (s *supervisor) becameReady(r *control.Request) error {
 	if a.Pid == s.worker && !s.isReady {
 		s.isReady = true
 		close(s.ready)
-	}
-	return nil
-}
-
-// checkID refuses what is not the name of a directory below RUN/images.
-func checkID(id string) error {
-	if id == "" || len(id) > 200 || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
-		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("image ID %q", id)}
-	}
-	return nil
-}
-
-// mountImage mounts a metadata image. It is already done if something is mounted there.
-func (s *supervisor) mountImage(r *control.Request) error {
-	var a mountArgs
-	if err := r.Decode(&a); err != nil {
-		return err
-	}
-	if err := checkID(a.ID); err != nil {
-		return err
-	}
-	if !filepath.IsAbs(a.File) {
-		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("image file %q is not absolute", a.File)}
-	}
-	s.images.Lock()
-	defer s.images.Unlock()
-	dir := imageDir(s.o.Run, a.ID)
-	mounted, err := mounts.IsMounted(dir)
-	if err != nil {
-		return err
-	}
-	if mounted {
-		return r.Reply(mountResult{dir})
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if err := mounts.MountErofs(a.File, dir); err != nil {
-		os.Remove(dir)
-		return err
-	}
-	return r.Reply(mountResult{dir})
-}
-
-// unmountImage takes an image's mount away; overlays above it keep the image.
-func (s *supervisor) unmountImage(r *control.Request) error {
-	var a mountArgs
-	if err := r.Decode(&a); err != nil {
-		return err
-	}
-	if err := checkID(a.ID); err != nil {
-		return err
-	}
-	s.images.Lock()
-	defer s.images.Unlock()
-	dir := imageDir(s.o.Run, a.ID)
-	if err := mounts.Clear(dir); err != nil {
-		return err
-	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
 	}
 	return nil
 }

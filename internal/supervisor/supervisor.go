@@ -13,7 +13,8 @@
 // takes the FUSE connection from the keeper, and without a keeper it makes a new
 // mount, on which containers from before do not see the objects they miss.
 //
-//	RUN/snapd.sock       control socket; bound by the supervisor, served by the worker
+//	RUN/snapd.sock       control socket; bound by the supervisor, or the service manager, served by the worker
+//	Options.Sockets      others of that kind
 //	RUN/supervisor.sock  requests to the supervisor: mount, unmount, spawn, program, stop, status
 //	RUN/worker.sock      asks a worker to release
 //	RUN/keeper.sock      see package keeper
@@ -26,6 +27,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -49,6 +51,10 @@ type Options struct {
 	// Keeper is the command line that runs keeper.Keep for the directory named
 	// by its last argument, which Run appends; nil: no keeper.
 	Keeper []string
+	// Sockets are paths of further sockets that are bound, with the directories
+	// they are in, and held for the workers as the control socket is. At most
+	// MaxSockets.
+	Sockets []string
 	// InUse says, when the daemon stops, whether anything still uses its
 	// mounts; nil: whether RUN/containers has entries.
 	InUse func() bool
@@ -92,11 +98,11 @@ type supervisor struct {
 	fresh   bool     // fuse is another mount than the one before
 	stored  *os.File // the fuse that the service manager has a duplicate of
 
-	lock     *os.File
-	listener *os.File // of RUN/snapd.sock
-	fuse     *os.File
-	init     []byte
-	resend   bool // fuse has been served before
+	lock    *os.File
+	sockets []socket // of Options.paths
+	fuse    *os.File
+	init    []byte
+	resend  bool // fuse has been served before
 
 	keeperGone chan struct{} // gets a value when the keeper has ended
 	watching   sync.WaitGroup
@@ -119,6 +125,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if len(o.Sockets) > MaxSockets {
+		return fmt.Errorf("%d further sockets, at most %d can be held", len(o.Sockets), MaxSockets)
+	}
 	if o.Drain == 0 {
 		o.Drain = 10 * time.Second
 	}
@@ -136,7 +145,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := s.directories(); err != nil {
 		return err
 	}
-	defer func() { closeAll(s.lock, s.listener, s.fuse) }()
+	defer func() { closeAll(s.lock, s.fuse); closeSockets(s.sockets) }()
 	if err := s.adopt(ctx); err != nil {
 		return err
 	}
@@ -165,7 +174,7 @@ func (s *supervisor) directories() error {
 	if err := errors.Join(os.MkdirAll(s.o.Root, 0o700), os.MkdirAll(s.o.Run, 0o700)); err != nil {
 		return err
 	}
-	for _, dir := range []string{lazyDir(s.o.Run), imageDir(s.o.Run, "")} {
+	for _, dir := range []string{lazyDir(s.o.Run), imageDir(s.o.Run, ""), mappedDir(s.o.Run)} {
 		// Not MkdirAll, which would look into a mount that nobody answers for.
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
@@ -176,20 +185,6 @@ func (s *supervisor) directories() error {
 
 // listen opens RUN/supervisor.sock. Whoever else had it is dead: we hold the lock.
 func (s *supervisor) listen() (*net.UnixListener, error) { return listen(supervisorSocket(s.o.Run)) }
-
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
 
 // descriptor returns a duplicate of l's descriptor that stays non-blocking
 // whoever it is passed to, and keeps the socket's name when it is closed.
@@ -212,7 +207,11 @@ func descriptor(l *net.UnixListener) (*os.File, error) {
 
 // leave ends the mounts that nobody uses, or leaves them to the keeper.
 func (s *supervisor) leave() error {
-	os.Remove(Socket(s.o.Run))
+	for _, o := range s.sockets {
+		if !o.given {
+			os.Remove(o.path)
+		}
+	}
 	os.Remove(supervisorSocket(s.o.Run))
 	if s.inUse() {
 		s.log.Info("stopped; containers and mounts live on", "keeper", s.status().Keeper)

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -486,6 +487,121 @@ func TestImages(t *testing.T) {
 		}
 	}
 	if err := errors.Join(d.call("mount", nil, "other", file), os.Remove(used)); err != nil {
+		t.Fatal(err)
+	}
+	d.shut()
+	if all, err := mounts.List(b.run); len(all) > 0 || err != nil {
+		t.Errorf("still mounted: %v, %v", all, err)
+	}
+}
+
+// Images and directories are mounted once more for each mapping of owners.
+func TestMapped(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	file, plain := filepath.Join(b.dir, "i.erofs"), filepath.Join(b.dir, "plain")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "source", "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := erofs.Create(f)
+	if err := errors.Join(w.CopyFrom(os.DirFS(filepath.Join(b.dir, "source"))), w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	owner := func(path string) string {
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err.Error()
+		}
+		return fmt.Sprint(st.Uid)
+	}
+	call := func(op string, args ...string) (dir string) {
+		t.Helper()
+		if err := d.call(op, &dir, args...); err != nil {
+			t.Fatalf("%s %q: %v", op, args, err)
+		}
+		return dir
+	}
+	const a, z = "0:100000:65536", "0:200000:1000,1000:5:1"
+	if err := errors.Join(os.Mkdir(plain, 0o755), os.Chown(plain, 1000, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	id, idz, dir := call("mount mapped", "id", file, a), call("mount mapped", "id", file, z), call("map", plain, "", z)
+	for range 2 {
+		if again := call("mount mapped", "id", file, a); again != id {
+			t.Errorf("mount mapped: %q, then %q", id, again)
+		}
+		if again := call("map", plain, "", z); again != dir {
+			t.Errorf("map: %q, then %q", dir, again)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(plain, "later"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		filepath.Join(id, "f"): "100000", filepath.Join(idz, "f"): "200000", filepath.Join(imageDir(b.run, "id"), "f"): "0",
+		dir: "5", filepath.Join(dir, "later"): "200000",
+	} {
+		if got := owner(path); got != want {
+			t.Errorf("owner of %s: %s, want %s", path, got, want)
+		}
+	}
+	if all, err := mounts.List(b.run); len(all) != 5 || err != nil { // with lazy
+		t.Errorf("mounted: %v, %v", all, err)
+	}
+	// Another directory of the same name is another directory.
+	if err := errors.Join(os.Rename(plain, plain+"2"), os.Mkdir(plain, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if again := call("map", plain, "", z); again != dir || owner(dir) != "200000" {
+		t.Errorf("map of another directory: %q with owner %s", again, owner(dir))
+	}
+	for _, tt := range []struct{ op, dir string }{
+		{"map", "relative"}, {"map", plain + "/../x"}, {"map", filepath.Join(b.dir, "none")}, {"map", file},
+		{"mount mapped", "a/b"}, {"mount mapped", "x" + mappedMark + "y"},
+	} {
+		if err := d.call(tt.op, nil, tt.dir, "/none", a); err == nil {
+			t.Errorf("%s %s: no error", tt.op, tt.dir)
+		}
+	}
+
+	// They outlive a daemon that is in use, and its successor knows them.
+	used := filepath.Join(b.run, "containers", "c")
+	if err := os.Mkdir(used, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.shut()
+	stale := filepath.Join(mappedDir(b.run), "stale")
+	if err := os.Mkdir(stale, 0o700); err != nil { // of another boot
+		t.Fatal(err)
+	}
+	if got := owner(filepath.Join(id, "f")); got != "100000" {
+		t.Errorf("after a stop in use: %s", got)
+	}
+	d = b.start()
+	b.wantNone(stale)
+	if again := call("mount mapped", "id", file, a); again != id {
+		t.Errorf("mount mapped: %q, then %q", id, again)
+	}
+	for range 2 {
+		call("unmount mapped", "id", "", z)
+		b.wantNone(idz)
+	}
+	if got := owner(filepath.Join(id, "f")); got != "100000" {
+		t.Errorf("after the other was unmounted: %s", got)
+	}
+	for range 2 {
+		call("unmap", plain, "", z)
+		b.wantNone(dir)
+	}
+	call("unmount", "id")
+	b.wantNone(id, imageDir(b.run, "id"))
+	call("mount mapped", "id", file, a)
+	call("map", plain, "", a)
+	if err := os.Remove(used); err != nil {
 		t.Fatal(err)
 	}
 	d.shut()

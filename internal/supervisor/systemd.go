@@ -24,6 +24,7 @@ type service struct {
 	socket   string // NOTIFY_SOCKET
 	watchdog time.Duration
 	given    map[string]*os.File // from the store, by name
+	sockets  map[string]*os.File // of its socket units, by path
 }
 
 const (
@@ -40,7 +41,7 @@ const firstFD = 3
 // newService reads the environment and takes the descriptors it names; what is
 // not ours among them is closed. pid is our own.
 func newService(getenv func(string) string, pid int) service {
-	s := service{socket: getenv("NOTIFY_SOCKET"), given: map[string]*os.File{}}
+	s := service{socket: getenv("NOTIFY_SOCKET"), given: map[string]*os.File{}, sockets: map[string]*os.File{}}
 	own := func(name string) bool { return getenv(name) == strconv.Itoa(pid) }
 	usec, err := strconv.ParseUint(getenv("WATCHDOG_USEC"), 10, 63)
 	if err == nil && (getenv("WATCHDOG_PID") == "" || own("WATCHDOG_PID")) {
@@ -57,6 +58,8 @@ func newService(getenv func(string) string, pid int) service {
 		f := os.NewFile(uintptr(fd), "descriptor "+strconv.Itoa(fd))
 		if i < len(names) && (names[i] == storedFuse || names[i] == storedInit) && s.given[names[i]] == nil {
 			s.given[names[i]] = f
+		} else if path, ok := listenerPath(fd); ok && s.sockets[path] == nil {
+			s.sockets[path] = f
 		} else {
 			f.Close()
 		}
@@ -125,8 +128,10 @@ func (s *service) forget() error {
 }
 
 func (s *service) close() {
-	for _, f := range s.given {
-		f.Close()
+	for _, files := range []map[string]*os.File{s.given, s.sockets} {
+		for _, f := range files {
+			f.Close()
+		}
 	}
 }
 

@@ -184,13 +184,14 @@ func (s *supervisor) announce(pid int) {
 }
 
 // inherited is what a worker learns from its environment, as JSON in workerEnv.
-// Its descriptors are 3 /dev/fuse, 4 the control socket, 5 the lock.
+// Its descriptors are 3 /dev/fuse, 4 the control socket, 5 the lock, and then Sockets.
 type inherited struct {
 	Run        string
 	Init       []byte
 	Resend     bool
 	Supervisor int
 	Restarts   int
+	Sockets    []string `json:",omitempty"` // paths
 }
 
 const workerEnv = "SNAPFS_WORKER"
@@ -198,7 +199,7 @@ const workerEnv = "SNAPFS_WORKER"
 func (s *supervisor) startWorker() (int, <-chan unix.WaitStatus, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	role, err := json.Marshal(inherited{s.o.Run, s.init, s.resend, os.Getpid(), s.restarts})
+	role, err := json.Marshal(inherited{s.o.Run, s.init, s.resend, os.Getpid(), s.restarts, s.o.Sockets})
 	if err != nil {
 		return 0, nil, err
 	}
@@ -211,7 +212,10 @@ func (s *supervisor) startWorker() (int, <-chan unix.WaitStatus, error) {
 		return 0, nil, err
 	}
 	defer null.Close()
-	files := []*os.File{null, os.Stdout, os.Stderr, s.fuse, s.listener, s.lock}
+	files := []*os.File{null, os.Stdout, os.Stderr, s.fuse, s.sockets[0].file, s.lock}
+	for _, o := range s.sockets[1:] {
+		files = append(files, o.file)
+	}
 	pid, end, err := s.kids.start(argv, environ(workerEnv+"="+string(role)), "/", files)
 	if err != nil {
 		return 0, nil, err

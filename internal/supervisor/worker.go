@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
 )
 
@@ -30,6 +31,7 @@ type Worker struct {
 	Init       []byte
 	Resend     bool
 	Listener   *net.UnixListener // of RUN/snapd.sock
+	Sockets    []Listener        // in the order of Options.Sockets
 	Supervisor int               // pid
 	Restarts   int               // workers before this one, under this supervisor
 
@@ -41,6 +43,14 @@ type Worker struct {
 	release  *net.UnixListener
 	serving  sync.WaitGroup
 	released sync.Once
+}
+
+// A Listener is a further socket that clients connect to; see Options.Sockets.
+type Listener struct {
+	*net.UnixListener
+	Path string
+
+	socket *os.File // the descriptor it was made of
 }
 
 // Attach makes this process a worker. The context it returns ends, with cause
@@ -60,12 +70,20 @@ func Attach(ctx context.Context, log *slog.Logger) (*Worker, context.Context, er
 		run: in.Run, socket: os.NewFile(4, Socket(in.Run)), lock: os.NewFile(5, "lock"),
 		signals: make(chan os.Signal, 1),
 	}
-	for fd := 3; fd <= 5; fd++ {
+	for fd := 3; fd <= 5+len(in.Sockets); fd++ {
 		unix.CloseOnExec(fd)
 	}
 	var err error
 	if w.Listener, err = unixListener(w.socket); err != nil {
 		return nil, nil, fmt.Errorf("inherited socket: %w", err)
+	}
+	for i, path := range in.Sockets {
+		f := os.NewFile(uintptr(6+i), path)
+		l, err := unixListener(f)
+		if err != nil {
+			return nil, nil, fmt.Errorf("inherited socket %s: %w", path, err)
+		}
+		w.Sockets = append(w.Sockets, Listener{l, path, f})
 	}
 	if w.release, err = listen(workerSocket(w.run)); err != nil {
 		return nil, nil, err
@@ -89,7 +107,13 @@ func (w *Worker) handle(_ context.Context, r *control.Request) error {
 	if r.Op != opRelease {
 		return &control.Error{Code: control.CodeInvalid, Message: "worker: unknown operation " + r.Op}
 	}
-	err := r.Reply(released{w.Init}, w.Fuse, w.socket, w.lock)
+	answer := released{Init: w.Init}
+	files := []*os.File{w.Fuse, w.socket, w.lock}
+	for _, l := range w.Sockets {
+		answer.Sockets = append(answer.Sockets, l.Path)
+		files = append(files, l.socket)
+	}
+	err := r.Reply(answer, files...)
 	w.stop(ErrStopped)
 	return err
 }
@@ -101,7 +125,14 @@ func (w *Worker) Close() error {
 	signal.Stop(w.signals)
 	w.released.Do(func() { close(w.signals) })
 	w.serving.Wait()
-	return errors.Join(w.release.Close(), w.Listener.Close(), w.Fuse.Close(), w.socket.Close(), w.lock.Close())
+	err := errors.Join(w.release.Close(), w.Listener.Close(), w.Fuse.Close(), w.socket.Close(), w.lock.Close())
+	for _, l := range w.Sockets {
+		if cerr := l.UnixListener.Close(); !errors.Is(cerr, net.ErrClosed) { // a server may have closed it
+			err = errors.Join(err, cerr)
+		}
+		err = errors.Join(err, l.socket.Close())
+	}
+	return err
 }
 
 // Run returns the daemon's RUN directory.
@@ -117,13 +148,43 @@ func (w *Worker) Ready(ctx context.Context) error {
 // if there is a mount of that ID, of whatever file, nothing changes.
 func (w *Worker) MountImage(ctx context.Context, id, file string) (dir string, err error) {
 	var m mountResult
-	_, err = w.ask(ctx, opMount, mountArgs{id, file}, &m)
+	_, err = w.ask(ctx, opMount, mountArgs{ID: id, File: file}, &m)
 	return m.Dir, err
 }
 
-// UnmountImage undoes MountImage. What is mounted above the image stays.
+// UnmountImage undoes MountImage, and MountMapped for all mappings. What is
+// mounted above the image stays.
 func (w *Worker) UnmountImage(ctx context.Context, id string) error {
 	_, err := w.ask(ctx, opUnmount, mountArgs{ID: id}, nil)
+	return err
+}
+
+// MountMapped is MountImage, and mounts the image once more with owners shifted
+// by m, and returns where. Both mounts share inodes and pages. It is done once for each m.
+func (w *Worker) MountMapped(ctx context.Context, id, file string, m mounts.IDMap) (dir string, err error) {
+	var r mountResult
+	_, err = w.ask(ctx, opMount, mountArgs{id, file, &m}, &r)
+	return r.Dir, err
+}
+
+// UnmountMapped undoes MountMapped for one mapping. The image stays mounted without it.
+func (w *Worker) UnmountMapped(ctx context.Context, id string, m mounts.IDMap) error {
+	_, err := w.ask(ctx, opUnmount, mountArgs{ID: id, Map: &m}, nil)
+	return err
+}
+
+// MapDir mounts the directory dir once more, read-only and with owners shifted by m,
+// and returns where. What is made below dir later shows there, too, so one call
+// for a directory of many is enough. It is done once for each dir and m.
+func (w *Worker) MapDir(ctx context.Context, dir string, m mounts.IDMap) (mapped string, err error) {
+	var r mountResult
+	_, err = w.ask(ctx, opMap, mapArgs{dir, m}, &r)
+	return r.Dir, err
+}
+
+// UnmapDir undoes MapDir. What is mounted above it stays.
+func (w *Worker) UnmapDir(ctx context.Context, dir string, m mounts.IDMap) error {
+	_, err := w.ask(ctx, opUnmap, mapArgs{dir, m}, nil)
 	return err
 }
 
