@@ -76,6 +76,11 @@ func (ts *tokenServer) guard(user string, code int, extra string) func(w http.Re
 	}
 }
 
+// always returns one credential, refused or not.
+func always(user, secret string) func(context.Context, Ask) (Credential, error) {
+	return func(context.Context, Ask) (Credential, error) { return Credential{User: user, Secret: secret}, nil }
+}
+
 // TestTokens: tokens that go stale in the life of a blob, answered in each way
 // that registries do it, are replaced without anyone noticing.
 func TestTokens(t *testing.T) {
@@ -96,14 +101,14 @@ func TestTokens(t *testing.T) {
 			ref := mustRef(t, s.put(t, "a/b", "v1", img))
 			s.set(ts.guard(c.user, c.code, c.extra))
 			stats := new(Stats)
-			r := newRegistry(t, Options{Timeouts: quick, Stats: stats, Credentials: func(context.Context, string) (string, string, error) {
+			r := newRegistry(t, Options{Timeouts: quick, Stats: stats, Credentials: func(context.Context, Ask) (Credential, error) {
 				switch c.user {
 				case "":
-					return "", "", nil
+					return Credential{}, nil
 				case "token":
-					return "", "secret", nil
+					return Credential{Secret: "secret"}, nil
 				}
-				return c.user, "secret", nil
+				return Credential{User: c.user, Secret: "secret"}, nil
 			}})
 			if _, err := r.Resolve(t.Context(), ref, "linux/amd64"); err != nil {
 				t.Fatal(err)
@@ -161,9 +166,7 @@ func TestTokenFaults(t *testing.T) {
 			ref := mustRef(t, s.put(t, "a/b", "v1", makeImage(t, "amd64", 10)))
 			s.set(ts.guard("me", 401, ""))
 			ts.status = c.status
-			r := newRegistry(t, Options{Timeouts: quick, Credentials: func(context.Context, string) (string, string, error) {
-				return "me", c.secret, nil
-			}})
+			r := newRegistry(t, Options{Timeouts: quick, Credentials: always("me", c.secret)})
 			_, err := r.Resolve(t.Context(), ref, "")
 			compare(t, "Resolve", err, c.want, nil)
 			if strings.Contains(fmt.Sprint(err), "secret") {
@@ -295,7 +298,7 @@ func TestDockerCredentials(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := &DockerCredentials{Paths: c.paths, Exec: helper}
-			user, secret, err := d.Lookup(t.Context(), c.host)
+			user, secret, err := d.lookup(t.Context(), c.host)
 			if user != c.user || secret != c.secret || (err != nil) != c.fails {
 				t.Errorf("Lookup(%s) = %q, %q, %v, want %q, %q", c.host, user, secret, err, c.user, c.secret)
 			}
@@ -309,7 +312,7 @@ func TestDockerCredentials(t *testing.T) {
 		}
 		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 		t.Setenv("DOCKER_CONFIG", filepath.Dir(file(`{"credsStore":"sh"}`)))
-		user, secret, err := new(DockerCredentials).Lookup(t.Context(), "x.example")
+		user, secret, err := new(DockerCredentials).lookup(t.Context(), "x.example")
 		if user != "get" || secret != "x.example" || err != nil {
 			t.Errorf("Lookup = %q, %q, %v", user, secret, err)
 		}

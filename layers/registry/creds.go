@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,8 +64,20 @@ type configFile struct {
 	CredHelpers map[string]string `json:"credHelpers"`
 }
 
-// Lookup returns the credentials for a host, or none; see [Options].
-func (c *DockerCredentials) Lookup(ctx context.Context, host string) (user, secret string, err error) {
+// Lookup returns the credential for a host; see [Options].
+func (c *DockerCredentials) Lookup(ctx context.Context, ask Ask) (Credential, error) {
+	user, secret, err := c.lookup(ctx, ask.Host)
+	if err != nil || secret == "" {
+		return Credential{}, err
+	}
+	cred := Credential{User: user, Secret: secret, Source: "docker config"}
+	if slices.ContainsFunc(ask.Refused, cred.Same) {
+		return Credential{}, nil
+	}
+	return cred, nil
+}
+
+func (c *DockerCredentials) lookup(ctx context.Context, host string) (user, secret string, err error) {
 	paths := c.Paths
 	if paths == nil {
 		paths = DockerConfigPaths()

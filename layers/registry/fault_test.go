@@ -541,9 +541,7 @@ func TestRedirect(t *testing.T) {
 		return false
 	})
 	stats := new(Stats)
-	r := newRegistry(t, Options{Timeouts: quick, Stats: stats, Credentials: func(_ context.Context, host string) (string, string, error) {
-		return "me", "secret", nil
-	}})
+	r := newRegistry(t, Options{Timeouts: quick, Stats: stats, Credentials: always("me", "secret")})
 	b, err := r.Blob(ref, img.layer(0))
 	if err != nil {
 		t.Fatal(err)

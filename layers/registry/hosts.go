@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,13 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -45,7 +41,7 @@ type host struct {
 	moves   atomic.Int64 // unix nanoseconds until which it is believed to redirect to where blobs are
 
 	referrersBy referrersBy
-	challenge   atomic.Pointer[http.Header] // how it asks for authorization, without a scope
+	challenge   atomic.Pointer[challenge] // how it asks for authorization, without a scope
 }
 
 // hostsOf returns the hosts of a domain, mirrors first. They are read from the
@@ -180,8 +176,8 @@ func (r *Registry) repo(ref Ref) (*repo, error) {
 	rp = &repo{reg: r, domain: ref.Domain, path: ref.Repo}
 	for _, h := range hosts {
 		rh := &repoHost{host: h, repo: rp}
-		rh.pull = r.newAccess(h, "repository:"+ref.Repo+":pull")
-		rh.push = r.newAccess(h, "repository:"+ref.Repo+":pull,push")
+		rh.pull = newAccess(r, h, rp, "pull")
+		rh.push = newAccess(r, h, rp, "pull,push")
 		rp.hosts = append(rp.hosts, rh)
 	}
 	r.mu.Lock()
@@ -201,178 +197,6 @@ func (h *repoHost) url(elem ...string) *url.URL {
 		u.RawQuery = url.Values{"ns": {h.ns}}.Encode() // tells a proxy whose repository is meant
 	}
 	return u
-}
-
-// access is the authorization for one scope on one host. containerd's
-// authorizer cannot be told that a token is stale, and keeps a failure to get
-// one for ever (core/remotes/docker/authorizer.go, doBearerAuth), so it is
-// replaced when either happens.
-type access struct {
-	reg   *Registry
-	host  *host
-	scope string
-	slot  chan struct{} // held while a challenge is answered, so that one caller asks for all
-	// one is held over calls of Authorize: two at once race over the token's
-	// expiry (authorizer.go:289 and 303 in containerd 2.4.2). No caller waits
-	// for it, only goroutines of their own.
-	one  sync.Mutex
-	used bool // guarded by one: it has authorized a request before
-
-	mu  sync.Mutex
-	cur docker.Authorizer
-}
-
-func (r *Registry) newAccess(h *host, scope string) *access {
-	a := &access{reg: r, host: h, scope: scope, slot: make(chan struct{}, 1)}
-	a.cur = a.fresh()
-	return a
-}
-
-func (a *access) fresh() docker.Authorizer {
-	c := *a.host.Client
-	c.Transport = tokenTransport{reg: a.reg, base: c.Transport}
-	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
-		// A redirected POST would carry the password in its body.
-		if len(via) > maxHops || req.Method != http.MethodGet && req.URL.Host != via[0].URL.Host {
-			return fmt.Errorf("%w: token server redirects to %s", ErrProtocol, cleanURL(req.URL))
-		}
-		return nil
-	}
-	header := a.host.Header.Clone()
-	if header == nil {
-		header = http.Header{}
-	}
-	header.Set("User-Agent", a.reg.opt.UserAgent)
-	return docker.NewDockerAuthorizer(
-		docker.WithAuthClient(&c),
-		docker.WithAuthHeader(header),
-		docker.WithAuthCreds(func(name string) (string, string, error) {
-			if a.reg.opt.Credentials == nil {
-				return "", "", nil
-			}
-			ctx, cancel := context.WithTimeout(a.reg.base, a.reg.opt.Timeouts.NoProgress)
-			defer cancel()
-			return a.reg.opt.Credentials(ctx, name)
-		}))
-}
-
-func (a *access) current() docker.Authorizer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.cur
-}
-
-// swap replaces old, unless somebody else has.
-func (a *access) swap(old, fresh docker.Authorizer) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.cur == old {
-		a.cur = fresh
-	}
-}
-
-// authorize sets req's Authorization header, if one is known to be needed. A
-// token may have to be fetched: that is shared, and outlives this caller.
-func (a *access) authorize(ctx context.Context, req *http.Request, scopes []string) (docker.Authorizer, error) {
-	using := a.current()
-	type result struct {
-		value string
-		err   error
-	}
-	done := make(chan result, 1)
-	a.reg.wg.Go(func() {
-		a.one.Lock()
-		defer a.one.Unlock()
-		shared, cancel := context.WithTimeout(a.reg.base, a.reg.opt.Timeouts.Header)
-		defer cancel()
-		for _, s := range append([]string{a.scope}, scopes...) {
-			shared = docker.WithScope(shared, s)
-		}
-		a.prime(shared, using, req)
-		probe := &http.Request{Method: req.Method, URL: req.URL, Header: http.Header{}}
-		err := using.Authorize(shared, probe)
-		if err != nil {
-			a.swap(using, a.fresh())
-		}
-		done <- result{probe.Header.Get("Authorization"), err}
-	})
-	select {
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case r := <-done:
-		if r.err != nil {
-			return nil, tokenError(req, r.err)
-		}
-		if r.value != "" {
-			req.Header.Set("Authorization", r.value)
-		}
-		return using, nil
-	}
-}
-
-// prime tells an authorizer, before its first request, how the host has asked
-// for authorization in other repositories. That saves the request that would
-// only be answered with 401. a.one is held.
-func (a *access) prime(ctx context.Context, using docker.Authorizer, req *http.Request) {
-	if a.used {
-		return
-	}
-	a.used = true
-	h := a.host.challenge.Load()
-	if h == nil || req.URL.Host != a.host.Host {
-		return
-	}
-	err := using.AddResponses(ctx, []*http.Response{{StatusCode: http.StatusUnauthorized, Header: *h, Request: &http.Request{Method: req.Method, URL: req.URL}}})
-	if err != nil { // the host's own 401 will tell
-		a.reg.log.Debug("authorization as in other repositories", "host", a.host.Host, "err", err)
-	}
-}
-
-// challengeOf is what an answer says about authorization that holds for all
-// repositories of a host, or nil.
-func challengeOf(header http.Header) *http.Header {
-	for _, c := range auth.ParseAuthHeader(header) {
-		switch c.Scheme {
-		case auth.BasicAuth:
-			return &http.Header{"Www-Authenticate": {"Basic realm=" + quote(c.Parameters["realm"])}}
-		case auth.BearerAuth:
-			return &http.Header{"Www-Authenticate": {"Bearer realm=" + quote(c.Parameters["realm"]) + ",service=" + quote(c.Parameters["service"])}}
-		}
-	}
-	return nil
-}
-
-// quote makes a quoted-string (RFC 9110, 5.6.4).
-func quote(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
-}
-
-// challenged takes note of an answer that asks for authorization. used is the
-// authorizer whose token, if any, was refused.
-func (a *access) challenged(ctx context.Context, used docker.Authorizer, resp *http.Response) error {
-	select {
-	case a.slot <- struct{}{}:
-		defer func() { <-a.slot }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if a.current() != used {
-		return nil // somebody was faster
-	}
-	fresh := a.fresh()
-	if resp.StatusCode == http.StatusUnauthorized {
-		err := fresh.AddResponses(ctx, []*http.Response{resp})
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDenied, err)
-		}
-	}
-	if resp.Request.Header.Get("Authorization") != "" {
-		a.reg.stats.Refreshes.Add(1)
-	} else if c := challengeOf(resp.Header); c != nil && resp.Request.URL.Host == a.host.Host {
-		a.host.challenge.Store(c)
-	}
-	a.swap(used, fresh)
-	return nil
 }
 
 // tokenTransport carries requests to token servers: never a password in the

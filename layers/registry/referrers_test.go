@@ -649,21 +649,23 @@ func FuzzChallenge(f *testing.F) {
 	f.Add(`Bearer realm="https://auth.example/token",service="x",scope="repository:a/b:pull",error="invalid_token"`)
 	f.Add(`Basic realm="a\"b\\c"`)
 	f.Fuzz(func(t *testing.T, text string) {
-		c := challengeOf(http.Header{"Www-Authenticate": {text}})
-		if c == nil {
+		c, err := challengeOf(t.Context(), "r.example", http.Header{"Www-Authenticate": {text}})
+		if err != nil {
+			if !errors.Is(err, ErrDenied) || c.scheme != 0 {
+				t.Errorf("challengeOf(%q) = %v, %v", text, c, err)
+			}
 			return
 		}
-		var want, got map[string]string
-		for _, ch := range auth.ParseAuthHeader(http.Header{"Www-Authenticate": {text}}) {
-			if want == nil && (ch.Scheme == auth.BasicAuth || ch.Scheme == auth.BearerAuth) {
-				want = ch.Parameters
-			}
+		list := auth.ParseAuthHeader(http.Header{"Www-Authenticate": {text}})
+		i := slices.IndexFunc(list, func(ch auth.Challenge) bool { return ch.Scheme == c.scheme })
+		if i < 0 {
+			t.Fatalf("challengeOf(%q) = %v, which is not in it", text, c)
 		}
-		for _, ch := range auth.ParseAuthHeader(*c) {
-			got = ch.Parameters
+		if c.scheme == auth.BearerAuth && (c.options.Service != list[i].Parameters["service"] || c.options.Secret != "" || len(c.options.Scopes) == 0 && list[i].Parameters["scope"] != "") {
+			t.Errorf("challengeOf(%q) = %+v", text, c)
 		}
-		if got["realm"] != want["realm"] || got["service"] != "" && got["service"] != want["service"] || got["scope"] != "" || got["error"] != "" {
-			t.Errorf("challengeOf(%q) = %q, so %q, want %q", text, *c, got, want)
+		if g := c.general(); len(g.options.Scopes) != 0 || g.options.Realm != c.options.Realm {
+			t.Errorf("general() of %q = %+v", text, g)
 		}
 	})
 }

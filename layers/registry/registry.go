@@ -45,10 +45,12 @@ type Options struct {
 	// HostDirs hold HOST/hosts.toml, or HOST/*.crt; the first that knows a host
 	// counts. nil is DefaultHostDirs.
 	HostDirs []string
-	// Credentials returns what to log in with at a host (with its port where it
-	// has one): user and password, "" and an identity token, or "" and "" for
-	// none. See [DockerCredentials].
-	Credentials func(ctx context.Context, host string) (user, secret string, err error)
+	// Credentials returns what to log in with at a host for an image: the next
+	// credential that was not refused yet, or the zero value if there is none.
+	// Without any, and when all were refused, the registry is asked as by anybody.
+	// An error denies the request. It is called by several goroutines at once, and
+	// may block; see [DockerCredentials]. nil: no credentials.
+	Credentials func(ctx context.Context, ask Ask) (Credential, error)
 	// PlainHTTP lists hosts, with their ports, that are spoken to without TLS.
 	// Loopback hosts need no mention.
 	PlainHTTP []string
@@ -111,7 +113,8 @@ type Stats struct {
 	Sent         atomic.Int64 // body bytes pushed
 	Retries      atomic.Int64 // requests that repeated a failed one
 	Failovers    atomic.Int64 // times another host was asked instead
-	Refreshes    atomic.Int64 // tokens replaced because they were refused
+	Refreshes    atomic.Int64 // tokens and credentials replaced because they were refused
+	Renewals     atomic.Int64 // tokens and credentials replaced ahead of their end
 	Redirects    atomic.Int64 // redirects followed
 	Stalls       atomic.Int64 // requests given up because nothing came
 	RangeIgnored atomic.Int64 // ranges answered with the whole blob

@@ -106,38 +106,62 @@ func (h *repoHost) redirected(from *url.URL, resp *http.Response) (*url.URL, err
 	return loc, nil
 }
 
-// authorized makes one request, and repeats it when the answer is a challenge.
-// A 403 to a token is treated like a 401: some registries answer so to an old one.
+// maxRounds bounds the repetitions of one request with other logins.
+const maxRounds = maxRefused + 4
+
+// authorized makes one request, and repeats it when the answer is a challenge, as
+// long as there is another login to try. A 403 to a token is treated like a 401:
+// some registries answer so to an old one. What is refused in the end fails with
+// what was said to the first credential.
 func (h *repoHost) authorized(ctx context.Context, c *call) (*http.Response, error) {
-	refused := false
+	var denied error
+	rank := -1 // of denied
 	for round := 0; ; round++ {
 		req, w, err := h.request(ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		var used docker.Authorizer
+		var used *login
+		var resp *http.Response
 		if c.access != nil {
-			if used, err = c.access.authorize(w.ctx, req, c.scopes); err != nil {
-				w.close()
-				return nil, w.explain(ctx, c, err)
+			used, err = c.access.authorize(w.ctx, req, c.scopes)
+		}
+		switch {
+		case err == nil:
+			if resp, err = h.roundTrip(ctx, c, req, w); err != nil {
+				return nil, err
 			}
+			if !isRefusal(resp.StatusCode, used != nil) || c.access == nil {
+				if used != nil {
+					used.accepted.Store(true)
+				}
+				return resp, nil
+			}
+		case used == nil || !errors.Is(err, ErrDenied):
+			w.close()
+			return nil, w.explain(ctx, c, err)
+		default: // by the token server
+			w.close()
 		}
-		token := c.access != nil && req.Header.Get("Authorization") != ""
-		resp, err := h.roundTrip(ctx, c, req, w)
+		if resp != nil {
+			err = statusError(resp, false)
+		}
+		if n := used.rank(); n > rank {
+			denied, rank = err, n
+		}
+		more, err := c.access.next(ctx, used, resp)
 		if err != nil {
-			return nil, err
-		}
-		code := resp.StatusCode
-		again := code == http.StatusUnauthorized && round < 3 || code == http.StatusForbidden && token && round < 3
-		if c.access == nil || !again || refused && token {
-			return resp, nil
-		}
-		refused = refused || token
-		drain(resp)
-		if err := c.access.challenged(ctx, used, resp); err != nil {
 			return nil, fmt.Errorf("%s %s: %w", c.method, cleanURL(c.url), err)
 		}
+		if !more || round == maxRounds {
+			return nil, denied
+		}
 	}
+}
+
+// isRefusal reports whether a status asks for another login.
+func isRefusal(code int, token bool) bool {
+	return code == http.StatusUnauthorized || code == http.StatusForbidden && token
 }
 
 func (h *repoHost) request(ctx context.Context, c *call) (*http.Request, *watch, error) {
@@ -218,7 +242,7 @@ func statusError(resp *http.Response, redirected bool) error {
 		Method: resp.Request.Method,
 		URL:    cleanURL(resp.Request.URL),
 		Code:   resp.StatusCode,
-		Detail: detail(text),
+		Detail: conceal(detail(text), sent(resp.Request)...),
 		After:  retryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}
 	if redirected && errors.Is(err, ErrDenied) {
@@ -238,14 +262,26 @@ func retryAfter(s string, now time.Time) time.Duration {
 	return 0
 }
 
+// sent are the secrets that a request has told.
+func sent(req *http.Request) []string {
+	_, value, ok := strings.Cut(req.Header.Get("Authorization"), " ")
+	if !ok {
+		return nil
+	}
+	if _, password, ok := req.BasicAuth(); ok {
+		return []string{value, password}
+	}
+	return []string{value}
+}
+
 // tokenError says what a failure to get a token means for the request.
-func tokenError(req *http.Request, err error) error {
+func tokenError(req *http.Request, err error, cred Credential) error {
 	if se, ok := errors.AsType[remoteserrors.ErrUnexpectedStatus](err); ok {
 		u, uerr := url.Parse(se.RequestURL)
 		if uerr != nil {
 			u = req.URL
 		}
-		e := &StatusError{Method: se.RequestMethod, URL: cleanURL(u), Code: se.StatusCode, Detail: detail(se.Body)}
+		e := &StatusError{Method: se.RequestMethod, URL: cleanURL(u), Code: se.StatusCode, Detail: conceal(detail(se.Body), cred.Secret)}
 		switch {
 		case e.transient():
 			return e
@@ -256,11 +292,13 @@ func tokenError(req *http.Request, err error) error {
 	return &transportError{method: req.Method, url: cleanURL(req.URL), err: fmt.Errorf("token: %w", shortErr(err))}
 }
 
-// shortErr drops the query of the token server's address from an error.
+// shortErr drops the query of the token server's address, and what it has said, from an error.
 func shortErr(err error) error {
-	inner := cleanErr(err)
-	if inner != err {
-		return inner
+	if se, ok := errors.AsType[remoteserrors.ErrUnexpectedStatus](err); ok {
+		return fmt.Errorf("token server answers %s", clip(se.Status))
+	}
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		return ue.Err
 	}
 	if strings.ContainsAny(err.Error(), "\n\r") {
 		return errors.New(clip(err.Error()))

@@ -268,7 +268,7 @@ func TestConnections(t *testing.T) {
 		return false
 	})
 	r := newRegistry(t, Options{Timeouts: quick, PlainHTTP: []string{s.host(), store.host()},
-		Credentials: func(context.Context, string) (string, string, error) { return "me", "secret", nil }})
+		Credentials: always("me", "secret")})
 	ref := mustRef(t, s.host()+"/a/b:v1")
 	if _, err := r.Resolve(t.Context(), ref, "linux/amd64"); err != nil {
 		t.Fatal(err)
