@@ -37,6 +37,9 @@ func info(ctx context.Context, env *Env, args []string) error {
 	} {
 		fmt.Fprintf(&b, "%-12s%s\n", line[0]+":", printable(line[1]))
 	}
+	for _, c := range i.Containerd {
+		fmt.Fprintf(&b, "%-12s%s\n", "Containerd:", printable(containerdLine(c)))
+	}
 	b.WriteString("Features:\n")
 	width := 0
 	for name := range i.Features {
@@ -47,6 +50,14 @@ func info(ctx context.Context, env *Env, args []string) error {
 	}
 	_, err := env.Stdout.WriteString(b.String())
 	return err
+}
+
+func containerdLine(c control.ContainerdInfo) string {
+	line := c.Name + " at " + c.Socket
+	if c.CRI {
+		line += ", with the image service of " + c.Address
+	}
+	return fmt.Sprintf("%s (%d calls)", line, c.Calls)
 }
 
 func stat(ctx context.Context, env *Env, args []string) error {

@@ -198,6 +198,9 @@ func (d *daemon) info(ctx context.Context, _ struct{}) (control.Info, error) {
 			i.Running++
 		}
 	}
+	for _, c := range d.containerds {
+		i.Containerd = append(i.Containerd, c.info())
+	}
 	m, err := d.images.Mounts()
 	i.Mounts = len(m)
 	return i, err

@@ -34,13 +34,14 @@ type Config struct {
 	// Default /snapfs, so that one limit there bounds them all.
 	CgroupParent string `toml:"cgroup_parent"`
 
-	Log      LogConfig      `toml:"log"`
-	Registry RegistryConfig `toml:"registry"`
-	Pull     PullConfig     `toml:"pull"`
-	Index    IndexConfig    `toml:"index"`
-	Disk     DiskConfig     `toml:"disk"`
-	Metrics  MetricsConfig  `toml:"metrics"`
-	Tracing  TracingConfig  `toml:"tracing"`
+	Log        LogConfig          `toml:"log"`
+	Containerd []ContainerdConfig `toml:"containerd"`
+	Registry   RegistryConfig     `toml:"registry"`
+	Pull       PullConfig         `toml:"pull"`
+	Index      IndexConfig        `toml:"index"`
+	Disk       DiskConfig         `toml:"disk"`
+	Metrics    MetricsConfig      `toml:"metrics"`
+	Tracing    TracingConfig      `toml:"tracing"`
 }
 
 // LogConfig says what is logged; always to standard error.
@@ -252,7 +253,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := cmp.Or(c.Metrics.validate(), c.Tracing.validate()); err != nil {
+	if err := cmp.Or(c.Metrics.validate(), c.Tracing.validate(), c.validateContainerds()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,25 +43,60 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"root = 'relative'":              "root = ",
 		"root = '/'":                     "root = ",
 		"root = '/a'\nrun = '/a/run'":    "neither may hold",
-		"run = '/" + strings.Repeat("x", 80) + "'":  "run = ",
-		"cgroup_parent = 'x'":                       "cgroup_parent",
-		"cgroup_parent = '/a/../b'":                 "cgroup_parent",
-		"[log]\nlevel = 'loud'":                     "log.level",
-		"[log]\nformat = 'xml'":                     "log.format",
-		"[registry]\nstall_timeout = '-1s'":         "registry.stall_timeout",
-		"[index]\ntrust = 'me'":                     "index.trust",
-		"[index]\nsign_key = '/k'":                  "index.publish",
-		"[pull]\nbandwidth = '1KiB/s'":              "pull.bandwidth",
-		"[metrics]\naddress = '0.0.0.0:1'":          "metrics.address",
-		"[metrics]\naddress = '127.0.0.1'":          "HOST:PORT",
-		"[metrics]\nremote = true":                  "metrics.remote",
-		"[tracing]\nendpoint = '127.0.0.1:4318'":    "tracing.endpoint",
-		"[disk]\nlimit = 'much'":                    "line 2",
-		"[registry]\nconnect_timeout = '30'":        "line 2",
-		"[registry]\nstall_timeout = 'a fortnight'": "line 2",
+		"run = '/" + strings.Repeat("x", 80) + "'":                     "run = ",
+		"cgroup_parent = 'x'":                                          "cgroup_parent",
+		"cgroup_parent = '/a/../b'":                                    "cgroup_parent",
+		"[log]\nlevel = 'loud'":                                        "log.level",
+		"[log]\nformat = 'xml'":                                        "log.format",
+		"[registry]\nstall_timeout = '-1s'":                            "registry.stall_timeout",
+		"[index]\ntrust = 'me'":                                        "index.trust",
+		"[index]\nsign_key = '/k'":                                     "index.publish",
+		"[pull]\nbandwidth = '1KiB/s'":                                 "pull.bandwidth",
+		"[metrics]\naddress = '0.0.0.0:1'":                             "metrics.address",
+		"[metrics]\naddress = '127.0.0.1'":                             "HOST:PORT",
+		"[metrics]\nremote = true":                                     "metrics.remote",
+		"[tracing]\nendpoint = '127.0.0.1:4318'":                       "tracing.endpoint",
+		"[disk]\nlimit = 'much'":                                       "line 2",
+		"[[containerd]]\nnam = 'x'":                                    "unknown key containerd.nam",
+		"[[containerd]]\nname = 'A'":                                   "containerd.name",
+		"[[containerd]]\nname = '../x'":                                "containerd.name",
+		"[[containerd]]\n[[containerd]]":                               "two tables",
+		"[[containerd]]\nsocket = 'x'":                                 "containerd.socket",
+		"[[containerd]]\nsocket = '/a/../x'":                           "containerd.socket",
+		"[[containerd]]\nsocket = '/" + strings.Repeat("x", 107) + "'": "containerd.socket",
+		"[[containerd]]\nsocket = '/run/snapfs/snapd.sock'":            "another socket of snapd's",
+		"[[containerd]]\nsocket = '/run/snapfs/keeper.sock'":           "names that begin with containerd",
+		"[[containerd]]\nsocket = '/var/lib/snapfs/c.sock'":            "not belong into root",
+		"[[containerd]]\nsocket = '/run/containerd/containerd.sock'":   "containerd's own",
+		"[[containerd]]\naddress = 'tcp://x:1'":                        "containerd.address",
+		"[[containerd]]\nname = 'a'\nsocket = '/s'\n[[containerd]]\nname = 'b'\nsocket = '/s'": "another socket of snapd's",
+		strings.Repeat("[[containerd]]\n", 9):                                                  "at most 8",
+		"[registry]\nconnect_timeout = '30'":                                                   "line 2",
+		"[registry]\nstall_timeout = 'a fortnight'":                                            "line 2",
 	} {
 		if _, err := load(t, text); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("config %q: %v, want one line with %q", text, err, want)
+		}
+	}
+}
+
+func TestContainerds(t *testing.T) {
+	const own = "/run/containerd/containerd.sock"
+	for text, want := range map[string][]ContainerdConfig{
+		"":                {{"default", "/run/snapfs/containerd.sock", own, false}},
+		"containerd = []": {},
+		"run = '/r'":      {{"default", "/r/containerd.sock", own, false}},
+		"[[containerd]]":  {{"default", "/run/snapfs/containerd.sock", own, false}},
+		"[[containerd]]\nname = 'k3s'\naddress = '/run/k3s/containerd/containerd.sock'\ncri = true\n[[containerd]]\nsocket = '/run/x/y.sock'": {
+			{"k3s", "/run/snapfs/containerd-k3s.sock", "/run/k3s/containerd/containerd.sock", true}, {"default", "/run/x/y.sock", own, false},
+		},
+	} {
+		c, err := load(t, text)
+		if got := c.containerds(); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %+v, %v, want %+v", text, got, err, want)
+		}
+		if got := c.sockets(); len(got) != len(want) {
+			t.Errorf("%q: sockets %q", text, got)
 		}
 	}
 }

@@ -130,7 +130,7 @@ func supervise(c Config, log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return supervisor.Run(ctx, supervisor.Options{
-		Root: c.Root, Run: c.Run, Log: log, Keeper: []string{runner, "keeper"},
+		Root: c.Root, Run: c.Run, Log: log, Keeper: []string{runner, "keeper"}, Sockets: c.sockets(),
 		InUse: func() bool { return inUse(c.Run) },
 	})
 }

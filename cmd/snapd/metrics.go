@@ -63,6 +63,7 @@ func (d *daemon) metrics(t *telemetry.Text) {
 	t.Sample(1, "version", v.Version, "commit", v.Commit, "go", v.Go)
 	d.processMetrics(t)
 	d.imageMetrics(t)
+	d.containerdMetrics(t)
 
 	d.forget()
 	all := d.meter.All.Sum()

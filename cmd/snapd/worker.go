@@ -33,25 +33,26 @@ import (
 
 // daemon is the worker's stack, from the bottom up.
 type daemon struct {
-	c          Config
-	log        *slog.Logger
-	w          *supervisor.Worker
-	store      *objects.Store
-	registry   *registry.Registry
-	counts     registry.Stats
-	events     *events.Log
-	meter      meter.Meter
-	starts     *starts.Book
-	tracer     *telemetry.Tracer
-	tops       atomic.Int32 // requests of OpTop under way
-	fetcher    *fetch.Fetcher
-	files      *soci.Files
-	images     *images.Service
-	containers *containers.Service
-	nodes      *objectfs.Nodes
-	fs         *objectfs.FS
-	runner     string
-	started    time.Time
+	c           Config
+	log         *slog.Logger
+	w           *supervisor.Worker
+	store       *objects.Store
+	registry    *registry.Registry
+	counts      registry.Stats
+	events      *events.Log
+	meter       meter.Meter
+	starts      *starts.Book
+	tracer      *telemetry.Tracer
+	tops        atomic.Int32 // requests of OpTop under way
+	fetcher     *fetch.Fetcher
+	files       *soci.Files
+	images      *images.Service
+	containers  *containers.Service
+	containerds []*containerd
+	nodes       *objectfs.Nodes
+	fs          *objectfs.FS
+	runner      string
+	started     time.Time
 }
 
 // memoryGoal is where the collector begins to work harder: a worker at rest
@@ -133,7 +134,10 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d,
 		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return d.openContainerds()
 }
 
 // serve answers the kernel and clients until ctx ends. The kernel comes first:
@@ -158,6 +162,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			cancel(fmt.Errorf("control socket: %w", err))
 		}
 	})
+	d.serveContainerds(ctx, &all, cancel)
 	if c := d.c.Metrics; c.Address != "" {
 		all.Go(func() { telemetry.ServeMetrics(ctx, c.Address, d.metrics, d.log) })
 	}

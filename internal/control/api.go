@@ -81,6 +81,16 @@ type Info struct {
 	Supervisor int // pid
 	Worker     int // pid
 	Restarts   int // workers replaced since the supervisor started
+	Containerd []ContainerdInfo
+}
+
+// ContainerdInfo is a containerd that is served.
+type ContainerdInfo struct {
+	Name    string
+	Socket  string // ours, which it has to know
+	Address string // its own
+	CRI     bool   // the kubelet's image service is served, too
+	Calls   int64  // that have been answered by this worker
 }
 
 // EventsArgs asks for what has happened. Without Follow that is what the daemon

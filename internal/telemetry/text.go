@@ -36,7 +36,7 @@ const ContentType = "text/plain; version=0.0.4; charset=utf-8"
 const (
 	Counter   = "counter"
 	Gauge     = "gauge"
-	histogram = "histogram"
+	Histogram = "histogram"
 )
 
 // Family begins the metrics called name. Help is one line.
@@ -72,20 +72,26 @@ func (t *Text) sample(suffix string, v float64, labels []string) {
 	t.b.WriteString(" " + number(v) + "\n")
 }
 
-// Histogram is a family with the times that c has counted, in seconds. Only
-// every second of our buckets is told: each doubles the one before.
+// Histogram is a family with the times that c has counted, in seconds.
 func (t *Text) Histogram(name, help string, c *meter.Counts) {
-	t.Family(name, histogram, help)
+	t.Family(name, Histogram, help)
+	t.Times(c)
+}
+
+// Times adds the times that c has counted to a family of kind Histogram. Only
+// every second of our buckets is told: each doubles the one before.
+func (t *Text) Times(c *meter.Counts, labels ...string) {
+	with := func(le string) []string { return append(labels[:len(labels):len(labels)], "le", le) }
 	total := int64(0)
 	for i, n := range c.N {
 		total += n
 		if i%2 == 0 && i < meter.Buckets-1 {
-			t.sample("_bucket", float64(total), []string{"le", number(meter.Bound(i).Seconds())})
+			t.sample("_bucket", float64(total), with(number(meter.Bound(i).Seconds())))
 		}
 	}
-	t.sample("_bucket", float64(total), []string{"le", "+Inf"})
-	t.sample("_sum", c.Sum.Seconds(), nil)
-	t.sample("_count", float64(total), nil)
+	t.sample("_bucket", float64(total), with("+Inf"))
+	t.sample("_sum", c.Sum.Seconds(), labels)
+	t.sample("_count", float64(total), labels)
 }
 
 // Time adds a point in time, in Unix seconds.

@@ -56,6 +56,27 @@ func TestTextIsWhatPrometheusReads(t *testing.T) {
 	}
 }
 
+func TestTimesWithLabels(t *testing.T) {
+	var h meter.Histogram
+	h.Observe(time.Millisecond)
+	c := h.Counts()
+	labels := append(make([]string, 0, 8), "method", `a"b`, "who", "c") // with room: nobody may write there
+	var x Text
+	x.Family("snapfs_call_seconds", Histogram, "How long.")
+	x.Times(&c, labels...)
+	x.Times(&c, "method", "other", "who", "c")
+	m := parse(t, x.String())["snapfs_call_seconds"].Metric
+	if len(m) != 2 {
+		t.Fatalf("%d histograms, want 2: %v", len(m), m)
+	}
+	for _, m := range m {
+		h := m.GetHistogram()
+		if h.GetSampleCount() != 1 || len(m.GetLabel()) != 2 || len(h.GetBucket()) < 2 {
+			t.Errorf("%v", m)
+		}
+	}
+}
+
 func TestHistogramIsWhatPrometheusReads(t *testing.T) {
 	var h meter.Histogram
 	for d := range 1000 {

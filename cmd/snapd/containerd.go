@@ -1,0 +1,177 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/rpc"
+	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/internal/telemetry"
+)
+
+// ContainerdConfig is a containerd that is served: a socket with the APIs of its
+// proxy plugins. Without a table [[containerd]] there is one with the defaults, and
+// with containerd = [] none.
+type ContainerdConfig struct {
+	// Name divides what several containerds know: each has its own snapshots, and
+	// all share the layers. It is part of paths in Root, so it cannot change later.
+	// Default "default".
+	Name string `toml:"name"`
+	// Socket is where this containerd finds us: the address of its proxy plugins.
+	// Directories above it are made; it is for root alone. Default
+	// RUN/containerd.sock, for a Name of yours RUN/containerd-NAME.sock.
+	Socket string `toml:"socket"`
+	// Address is containerd's own socket. Default /run/containerd/containerd.sock.
+	Address string `toml:"address"`
+	// CRI serves the kubelet's image service at Socket, too, by asking Address, so
+	// that the pull secrets of pods, which come this way and no other, are known
+	// when an image is pulled. Default false: the kubelet has to be told
+	// (--image-service-endpoint).
+	CRI bool `toml:"cri"`
+}
+
+// containerds are the entries of the configuration with their defaults.
+func (c *Config) containerds() []ContainerdConfig {
+	all := c.Containerd
+	if all == nil {
+		all = []ContainerdConfig{{}}
+	}
+	var filled []ContainerdConfig
+	for _, e := range all {
+		e.Name = cmp.Or(e.Name, defaultName)
+		file := "containerd.sock"
+		if e.Name != defaultName {
+			file = "containerd-" + e.Name + ".sock"
+		}
+		e.Socket = cmp.Or(e.Socket, filepath.Join(c.Run, file))
+		e.Address = cmp.Or(e.Address, "/run/containerd/containerd.sock")
+		filled = append(filled, e)
+	}
+	return filled
+}
+
+const defaultName = "default"
+
+var containerdName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,31}$`)
+
+func (c *Config) validateContainerds() error {
+	all := c.containerds()
+	if len(all) > supervisor.MaxSockets {
+		return fmt.Errorf("containerd: %d tables, at most %d can be served", len(all), supervisor.MaxSockets)
+	}
+	names, sockets := map[string]bool{}, map[string]bool{supervisor.Socket(c.Run): true}
+	for _, e := range all {
+		switch {
+		case !containerdName.MatchString(e.Name):
+			return fmt.Errorf("containerd.name = %q: want at most 32 of a-z, 0-9, '_', '.' and '-', a letter or digit first", e.Name)
+		case names[e.Name]:
+			return fmt.Errorf("containerd.name = %q: two tables have it", e.Name)
+		}
+		names[e.Name] = true
+		for key, p := range map[string]string{"socket": e.Socket, "address": e.Address} {
+			if !filepath.IsAbs(p) || filepath.Clean(p) != p || len(p) > maxSocketPath {
+				return fmt.Errorf("containerd.%s = %q: want a clean absolute path of at most %d bytes", key, p, maxSocketPath)
+			}
+		}
+		switch dir, file := filepath.Split(e.Socket); {
+		case sockets[e.Socket]:
+			return fmt.Errorf("containerd.socket = %q: it is another socket of snapd's already", e.Socket)
+		case e.Socket == e.Address:
+			return fmt.Errorf("containerd.socket = %q: that is containerd's own", e.Socket)
+		case filepath.Clean(dir) == filepath.Clean(c.Run) && !strings.HasPrefix(file, "containerd"):
+			return fmt.Errorf("containerd.socket = %q: in %s only names that begin with containerd are free", e.Socket, c.Run)
+		case strings.HasPrefix(e.Socket, filepath.Clean(c.Root)+"/"):
+			return fmt.Errorf("containerd.socket = %q: a socket does not belong into root", e.Socket)
+		}
+		sockets[e.Socket] = true
+	}
+	return nil
+}
+
+// sockets are the paths that the supervisor holds.
+func (c *Config) sockets() (paths []string) {
+	for _, e := range c.containerds() {
+		paths = append(paths, e.Socket)
+	}
+	return paths
+}
+
+// A containerd is one that is served.
+type containerd struct {
+	ContainerdConfig
+	server   *rpc.Server
+	listener supervisor.Listener
+}
+
+// rpcGrace is how long calls may take when the worker has to end. Reads of
+// containers wait for the next one, so it is long enough for what is local, and
+// what waits for a registry is asked again.
+const rpcGrace = 500 * time.Millisecond
+
+// openContainerds builds what each containerd is served with.
+func (d *daemon) openContainerds() error {
+	for i, e := range d.c.containerds() {
+		if i >= len(d.w.Sockets) || d.w.Sockets[i].Path != e.Socket {
+			return fmt.Errorf("containerd.socket = %q: this supervisor holds other sockets; restart it", e.Socket)
+		}
+		log := d.log.With("containerd", e.Name)
+		d.containerds = append(d.containerds, &containerd{
+			ContainerdConfig: e, listener: d.w.Sockets[i],
+			server: rpc.New(rpc.Options{Grace: rpcGrace, Log: log}),
+		})
+	}
+	return nil
+}
+
+// serveContainerds starts to answer. A socket that fails takes the worker with it.
+func (d *daemon) serveContainerds(ctx context.Context, all *sync.WaitGroup, fail func(error)) {
+	for _, c := range d.containerds {
+		all.Go(func() {
+			if err := c.server.Serve(ctx, c.listener); err != nil && ctx.Err() == nil {
+				fail(fmt.Errorf("socket %s: %w", c.Socket, err))
+			}
+		})
+	}
+}
+
+func (c *containerd) info() control.ContainerdInfo {
+	i := control.ContainerdInfo{Name: c.Name, Socket: c.Socket, Address: c.Address, CRI: c.CRI}
+	for _, m := range c.server.Methods() {
+		i.Calls += m.Took.Total()
+	}
+	return i
+}
+
+func (d *daemon) containerdMetrics(t *telemetry.Text) {
+	if len(d.containerds) == 0 {
+		return
+	}
+	t.Family(prefix+"containerd_calls_total", telemetry.Counter, "Calls of containerd and of the kubelet, by what became of them.")
+	each := func(f func(c *containerd, m *rpc.Method)) {
+		for _, c := range d.containerds {
+			for _, m := range c.server.Methods() {
+				f(c, &m)
+			}
+		}
+	}
+	each(func(c *containerd, m *rpc.Method) {
+		for _, code := range m.Codes {
+			t.Sample(float64(code.N), "containerd", c.Name, "method", strings.TrimPrefix(m.Name, "/"), "code", code.Code)
+		}
+	})
+	t.Family(prefix+"containerd_call_seconds", telemetry.Histogram, "How long these took.")
+	each(func(c *containerd, m *rpc.Method) {
+		t.Times(&m.Took, "containerd", c.Name, "method", strings.TrimPrefix(m.Name, "/"))
+	})
+	t.Family(prefix+"containerd_open_calls", telemetry.Gauge, "Calls under way.")
+	for _, c := range d.containerds {
+		t.Sample(float64(c.server.Open()), "containerd", c.Name)
+	}
+}
