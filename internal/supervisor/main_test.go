@@ -150,15 +150,25 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 				return err
 			}
 			return r.Reply(dir)
-		case "unmount mapped", "unmap":
+		case "unmount mapped":
 			m, err := mounts.ParseIDMap(args[2], args[2])
 			if err != nil {
 				return err
 			}
-			if r.Op == "unmap" {
-				return w.UnmapDir(ctx, args[0], m)
-			}
 			return w.UnmountMapped(ctx, args[0], m)
+		case "keep", "keep image":
+			var maps []mounts.IDMap
+			for _, text := range args[1:] {
+				m, err := mounts.ParseIDMap(text, text)
+				if err != nil {
+					return err
+				}
+				maps = append(maps, m)
+			}
+			if r.Op == "keep" {
+				return w.KeepMapped(ctx, args[0], maps)
+			}
+			return w.KeepMappedImage(ctx, args[0], maps)
 		case "spawn":
 			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files})
 			if err != nil {

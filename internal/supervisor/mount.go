@@ -45,6 +45,9 @@ func mappedImageDir(run, id string, m mounts.IDMap) string {
 
 func mappedDir(run string) string { return filepath.Join(run, "mapped") }
 
+// mappedPrefix begins the names in mappedDir of all mappings of dir.
+func mappedPrefix(dir string) string { return short(dir) + "-" }
+
 // mountImage mounts a metadata image, and with a mapping once more beside that.
 // It is already done if something is mounted there.
 func (s *supervisor) mountImage(r *control.Request) error {
@@ -119,16 +122,41 @@ func (s *supervisor) unmountImage(r *control.Request) error {
 	if a.Map != nil {
 		return unmount(mappedImageDir(s.o.Run, a.ID, *a.Map))
 	}
-	entries, err := os.ReadDir(imageDir(s.o.Run, ""))
-	if err != nil {
-		return err
+	return errors.Join(unmountOthers(imageDir(s.o.Run, ""), a.ID+mappedMark, nil), unmount(imageDir(s.o.Run, a.ID)))
+}
+
+// unmountOthers takes away what is mounted in parent under names that begin with
+// prefix and go on with anything but what stands for a map in keep.
+func unmountOthers(parent, prefix string, keep []mounts.IDMap) error {
+	stay := map[string]bool{}
+	for _, m := range keep {
+		stay[prefix+short(m.String())] = true
 	}
+	entries, err := os.ReadDir(parent)
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), a.ID+mappedMark) {
-			err = errors.Join(err, unmount(imageDir(s.o.Run, e.Name())))
+		if strings.HasPrefix(e.Name(), prefix) && !stay[e.Name()] {
+			err = errors.Join(err, unmount(filepath.Join(parent, e.Name())))
 		}
 	}
-	return errors.Join(err, unmount(imageDir(s.o.Run, a.ID)))
+	return err
+}
+
+// keepMapped takes away mappings that nobody needs any more.
+func (s *supervisor) keepMapped(r *control.Request) error {
+	var a keepArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	parent, prefix := mappedDir(s.o.Run), mappedPrefix(a.Dir)
+	if a.Dir == "" {
+		if err := checkID(a.ID); err != nil {
+			return err
+		}
+		parent, prefix = imageDir(s.o.Run, ""), a.ID+mappedMark
+	}
+	s.images.Lock()
+	defer s.images.Unlock()
+	return unmountOthers(parent, prefix, a.Maps)
 }
 
 func unmount(dir string) error {
@@ -141,27 +169,20 @@ func unmount(dir string) error {
 	return nil
 }
 
-// mapTarget checks a mapArgs and returns where the directory is shown mapped.
-func (s *supervisor) mapTarget(r *control.Request) (a mapArgs, target string, err error) {
-	if err := r.Decode(&a); err != nil {
-		return a, "", err
-	}
-	if !filepath.IsAbs(a.Dir) || filepath.Clean(a.Dir) != a.Dir {
-		return a, "", invalid("directory %q: want a clean absolute path", a.Dir)
-	}
-	if err := a.Map.Check(); err != nil {
-		return a, "", invalid("%v", err)
-	}
-	return a, filepath.Join(mappedDir(s.o.Run), short(a.Dir+"\x00"+a.Map.String())), nil
-}
-
 // mapDir mounts a directory once more, with owners shifted. It is already done if
 // that directory is mounted there, and not one that had its name before.
 func (s *supervisor) mapDir(r *control.Request) error {
-	a, target, err := s.mapTarget(r)
-	if err != nil {
+	var a mapArgs
+	if err := r.Decode(&a); err != nil {
 		return err
 	}
+	if !filepath.IsAbs(a.Dir) || filepath.Clean(a.Dir) != a.Dir {
+		return invalid("directory %q: want a clean absolute path", a.Dir)
+	}
+	if err := a.Map.Check(); err != nil {
+		return invalid("%v", err)
+	}
+	target := filepath.Join(mappedDir(s.o.Run), mappedPrefix(a.Dir)+short(a.Map.String()))
 	s.images.Lock()
 	defer s.images.Unlock()
 	same, err := sameDir(a.Dir, target)
@@ -193,17 +214,6 @@ func sameDir(dir, target string) (bool, error) {
 		return false, nil
 	}
 	return err == nil && d.Dev == t.Dev && d.Ino == t.Ino, err
-}
-
-// unmapDir undoes mapDir. Overlays above it keep the mount.
-func (s *supervisor) unmapDir(r *control.Request) error {
-	_, target, err := s.mapTarget(r)
-	if err != nil {
-		return err
-	}
-	s.images.Lock()
-	defer s.images.Unlock()
-	return unmount(target)
 }
 
 // dropMountPoints removes directories on which nothing is mounted any more: RUN

@@ -21,7 +21,7 @@ const (
 	opMount   = "supervisor.mount"   // mountArgs → mountResult
 	opUnmount = "supervisor.unmount" // mountArgs
 	opMap     = "supervisor.map"     // mapArgs → mountResult
-	opUnmap   = "supervisor.unmap"   // mapArgs
+	opKeep    = "supervisor.keep"    // keepArgs
 	opSpawn   = "supervisor.spawn"   // Process, descriptors → spawned
 	opProgram = "supervisor.program" // programArgs, two descriptors → programEnd
 
@@ -39,6 +39,13 @@ type mountArgs struct {
 type mapArgs struct {
 	Dir string
 	Map mounts.IDMap
+}
+
+// keepArgs name an image or a directory, and which of its mappings are to stay.
+type keepArgs struct {
+	ID   string `json:",omitempty"`
+	Dir  string `json:",omitempty"`
+	Maps []mounts.IDMap
 }
 
 type mountResult struct{ Dir string }
@@ -76,8 +83,8 @@ func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 		return s.unmountImage(r)
 	case opMap:
 		return s.mapDir(r)
-	case opUnmap:
-		return s.unmapDir(r)
+	case opKeep:
+		return s.keepMapped(r)
 	case opSpawn:
 		return s.spawn(r)
 	case opProgram:

@@ -593,11 +593,30 @@ func TestMapped(t *testing.T) {
 	if got := owner(filepath.Join(id, "f")); got != "100000" {
 		t.Errorf("after the other was unmounted: %s", got)
 	}
+	dira := call("map", plain, "", a)
 	for range 2 {
-		call("unmap", plain, "", z)
+		call("keep", plain, a, "0:7:1")
 		b.wantNone(dir)
+		if owner(dira) != "100000" {
+			t.Errorf("what was to be kept has owner %s", owner(dira))
+		}
+	}
+	if err := os.Remove(plain); err != nil {
+		t.Fatal(err)
+	}
+	call("keep", plain)
+	b.wantNone(dira)
+	if err := os.Mkdir(plain, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	idz = call("mount mapped", "id", file, z)
+	call("keep image", "id", z)
+	b.wantNone(id)
+	if got := owner(filepath.Join(idz, "f")); got != "200000" {
+		t.Errorf("what was to be kept has owner %s", got)
 	}
 	call("unmount", "id")
+	b.wantNone(idz)
 	b.wantNone(id, imageDir(b.run, "id"))
 	call("mount mapped", "id", file, a)
 	call("map", plain, "", a)

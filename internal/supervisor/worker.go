@@ -173,6 +173,12 @@ func (w *Worker) UnmountMapped(ctx context.Context, id string, m mounts.IDMap) e
 	return err
 }
 
+// KeepMappedImage undoes MountMapped for all mappings of an image but those of maps.
+func (w *Worker) KeepMappedImage(ctx context.Context, id string, maps []mounts.IDMap) error {
+	_, err := w.ask(ctx, opKeep, keepArgs{ID: id, Maps: maps}, nil)
+	return err
+}
+
 // MapDir mounts the directory dir once more, read-only and with owners shifted by m,
 // and returns where. What is made below dir later shows there, too, so one call
 // for a directory of many is enough. It is done once for each dir and m.
@@ -182,9 +188,10 @@ func (w *Worker) MapDir(ctx context.Context, dir string, m mounts.IDMap) (mapped
 	return r.Dir, err
 }
 
-// UnmapDir undoes MapDir. What is mounted above it stays.
-func (w *Worker) UnmapDir(ctx context.Context, dir string, m mounts.IDMap) error {
-	_, err := w.ask(ctx, opUnmap, mapArgs{dir, m}, nil)
+// KeepMapped undoes MapDir for all mappings of dir but those of maps. What is
+// mounted above stays. dir need not be there any more.
+func (w *Worker) KeepMapped(ctx context.Context, dir string, maps []mounts.IDMap) error {
+	_, err := w.ask(ctx, opKeep, keepArgs{Dir: dir, Maps: maps}, nil)
 	return err
 }
 
