@@ -38,7 +38,15 @@ import (
 // What cannot be unpacked is refused with layers.ErrBadLayer: a hard link to
 // nothing or to a directory, a file in the place of a parent directory, a name
 // the kernel would not take. layers.ErrTooLarge says that a limit is exceeded.
-func Merge(lower *Tree, upper *layers.Index) (*Tree, error) {
+func Merge(lower *Tree, upper *layers.Index) (*Tree, error) { return merge(lower, upper, false) }
+
+// Over is Merge for layers under which other directories lie, of which nothing
+// is known here: it keeps what hides names there. The tree has [Whiteout] nodes
+// and opaque directories, where they matter to overlayfs: a whiteout in a
+// directory that itself lets nothing through is left out.
+func Over(lower *Tree, upper *layers.Index) (*Tree, error) { return merge(lower, upper, true) }
+
+func merge(lower *Tree, upper *layers.Index, shown bool) (*Tree, error) {
 	if lower == nil {
 		lower = &Tree{}
 	}
@@ -51,7 +59,7 @@ func Merge(lower *Tree, upper *layers.Index) (*Tree, error) {
 	}
 	b.dirTimes(upper.Entries)
 	m := merger{n: lower.n}
-	m.over(lower.root, b.root)
+	m.over(lower.root, b.root, shown)
 	if m.n > layers.MaxImageFiles {
 		return nil, fmt.Errorf("%d files: %w", m.n, layers.ErrTooLarge)
 	}
@@ -60,21 +68,25 @@ func Merge(lower *Tree, upper *layers.Index) (*Tree, error) {
 
 // A merger lays the finished tree of a layer, which it changes in place, over
 // the tree below it. n is the number of names.
+//
+// Its methods are told whether a directory is shown over others that are in no
+// tree: then what hides their names stays.
 type merger struct{ n int }
 
 // over makes upper what overlayfs shows of upper over lower.
-func (m *merger) over(lower, upper *Node) {
+func (m *merger) over(lower, upper *Node, shown bool) {
 	upper.order()
 	if lower == nil {
-		m.alone(upper)
+		m.alone(upper, shown)
 		return
 	}
 	upper.Nlink = 1 // fs/overlayfs/inode.c, ovl_getattr: of every merged directory
-	upper.kids = m.kids(lower.kids, upper.kids)
+	upper.flags |= lower.flags & opaque
+	upper.kids = m.kids(lower.kids, upper.kids, shown && !upper.Opaque())
 }
 
 // kids merges the names of two directories.
-func (m *merger) kids(lower, upper []Child) []Child {
+func (m *merger) kids(lower, upper []Child, shown bool) []Child {
 	if len(upper) == 0 {
 		return lower
 	}
@@ -90,7 +102,7 @@ func (m *merger) kids(lower, upper []Child) []Child {
 			below, lower = lower[0].Node, lower[1:]
 			m.n--
 		}
-		if m.child(below, u.Node) {
+		if m.child(below, u.Node, shown) {
 			all = append(all, u)
 			m.n++
 		}
@@ -100,28 +112,38 @@ func (m *merger) kids(lower, upper []Child) []Child {
 
 // child lays one name over what is below it, if anything. It reports whether
 // the name remains.
-func (m *merger) child(below, u *Node) bool {
+func (m *merger) child(below, u *Node, shown bool) bool {
 	if u.Kind == layers.Dir && u.flags&opaque == 0 && below != nil && below.Kind == layers.Dir {
-		m.over(below, u)
+		m.over(below, u, shown)
 		return true
 	}
 	if below != nil {
 		m.n -= below.names()
 	}
-	if u.Kind == layers.Dir {
+	switch u.Kind {
+	case layers.Dir:
 		u.order()
-		m.alone(u)
+		if below != nil && below.Kind != layers.Dir { // overlayfs looks for directories no further than that
+			u.flags |= opaque
+		}
+		m.alone(u, shown)
+	case Whiteout:
+		u.Nlink = 1
+		return shown
 	}
-	return u.Kind != whiteout
+	return true
 }
 
-// alone finishes a directory with nothing below it.
-func (m *merger) alone(dir *Node) {
+// alone finishes a directory with nothing below it in the tree.
+func (m *merger) alone(dir *Node, shown bool) {
 	dir.Nlink = 2
-	dir.flags = 0
+	if !shown {
+		dir.flags = 0
+	}
+	shown = shown && !dir.Opaque()
 	kids := dir.kids[:0]
 	for _, c := range dir.kids {
-		if m.child(nil, c.Node) {
+		if m.child(nil, c.Node, shown) {
 			kids = append(kids, c)
 			m.n++
 		}

@@ -25,6 +25,9 @@ const (
 	redirect = "trusted.overlay.redirect"
 )
 
+// opaque marks a directory that hides what other lower layers have in it.
+var opaque = layers.Xattr{Name: "trusted.overlay.opaque", Value: "y"}
+
 // objectXattrs is the size of the two entries that lead to an object.
 var objectXattrs = entrySize(layers.Xattr{Name: metacopy}) + entrySize(layers.Xattr{Name: redirect, Value: "/" + layers.Sum{}.Path()})
 
@@ -126,6 +129,9 @@ func (w *writer) xattrSize(n *fs.Node, object bool) (int, error) {
 	if object {
 		size += objectXattrs
 	}
+	if n.Opaque() {
+		size += entrySize(opaque)
+	}
 	if size += 4 * refs; size == 0 {
 		return 0, nil
 	}
@@ -137,7 +143,7 @@ func (w *writer) xattrSize(n *fs.Node, object bool) (int, error) {
 
 // appendXattrs appends what xattrSize has measured.
 func (w *writer) appendXattrs(b []byte, n *fs.Node, object bool) []byte {
-	if len(n.Xattrs) == 0 && !object {
+	if len(n.Xattrs) == 0 && !object && !n.Opaque() {
 		return b
 	}
 	head := len(b)
@@ -160,6 +166,9 @@ func (w *writer) appendXattrs(b []byte, n *fs.Node, object bool) []byte {
 	if object {
 		b = appendEntry(b, layers.Xattr{Name: metacopy})
 		b = appendRedirect(b, n.Object)
+	}
+	if n.Opaque() {
+		b = appendEntry(b, opaque)
 	}
 	return b
 }
