@@ -70,7 +70,7 @@ func (r *Registry) resolve(ctx context.Context, ref Ref, want ocispec.Platform, 
 		return nil, err
 	}
 	f := &finder{src: src, want: want, match: platforms.Only(want), budget: maxDocuments, opt: opt}
-	img, err := f.find(ctx, root, true, 0)
+	img, err := f.find(ctx, root, !opt.Exact, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -217,6 +217,9 @@ func (r *Registry) Resolve(ctx context.Context, ref Ref, platform string) (*Imag
 // ResolveOptions of ResolveWith.
 type ResolveOptions struct {
 	Platform string // "": the machine's
+	// Exact takes the manifest that the reference names, by its digest say,
+	// whatever its platform is. Platform chooses from an index.
+	Exact bool
 	// OnManifest, if not nil, is called as soon as the digest of the image's
 	// manifest is known, which for an index is before the manifest is fetched:
 	// what depends on the digest alone, [Registry.Referrers] most of all,
