@@ -107,6 +107,18 @@ func (r *Recording) note(p place) {
 	r.log = append(r.log, noted{p, time.Since(r.began)})
 }
 
+// Since returns the objects of which something was noted, from the n-th time on:
+// one for each. After Stop there are none.
+func (r *Recording) Since(n int) []layers.Sum {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var sums []layers.Sum
+	for _, x := range r.log[min(n, len(r.log)):] {
+		sums = append(sums, x.sum)
+	}
+	return sums
+}
+
 // Stop ends the recording and returns the chunks that were read, in the order of
 // their first use, and how many places were too many to remember. They are the
 // chunks of the first layer that has the object, or cut by layers.ChunkSize if

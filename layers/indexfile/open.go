@@ -241,6 +241,16 @@ func (f *File) Objects() iter.Seq2[layers.Sum, Ref] {
 	}
 }
 
+// Nth returns the i-th object in the order of the sums; false if there is none.
+func (f *File) Nth(i int) (layers.Sum, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.p == nil || i < 0 || int64(i) >= f.objects {
+		return layers.Sum{}, false
+	}
+	return layers.Sum(f.object(int64(i))[:32]), true
+}
+
 // at returns the object at a place of the blob order. It holds the lock only
 // itself, so that who iterates may do anything.
 func (f *File) at(i int64) (sum layers.Sum, ref Ref, ok bool) {
