@@ -30,6 +30,7 @@ var rules = []struct{ from, not, why string }{
 	{"runtime/monitor", "net/http", "there is one for every container: it has to be small"},
 	{"runtime/monitor", "google.golang.org/grpc", "there is one for every container: it has to be small"},
 	{"snapshotter/...", module + "/internal", "what it needs of the book it says in interfaces"},
+	{"internal/images", module + "/snapshotter", "internal/snapshots joins the two"},
 	{"internal/events", "net/http", "snapctl and monitors may know events"},
 	{"internal/control", "net/http", "snapctl starts in two milliseconds"},
 	{"cmd/snapctl", "go.opentelemetry.io", "snapctl starts in two milliseconds"},

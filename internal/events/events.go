@@ -36,6 +36,7 @@ const (
 // Actions. Behind each, its attributes beyond those in all events of the type.
 const (
 	Pull       = "pull"       // it is known and can be used: digest, layers, lazy, took
+	Left       = "left"       // containerd asked for it, and has to bring it in by itself: digest, error
 	Index      = "index"      // one layer can be read: layer, format, why
 	Mount      = "mount"      // target
 	Unmount    = "unmount"    // target

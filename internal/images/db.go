@@ -22,8 +22,9 @@ import (
 //	trees      tree ID                      → treeRow
 //	mounts     target directory             → control.Mount
 //	distrusted root of a published index, digest of a SOCI index or ztoc → Quarantine
+//	left       image as a snapshotter asked for it → leftRow
 //	meta       "format", "boot"
-var buckets = []string{"names", "manifests", "layers", "trees", "mounts", "distrusted", "meta"}
+var buckets = []string{"names", "manifests", "layers", "trees", "mounts", "distrusted", "left", "meta"}
 
 // format is the version of the database. It grows when an older daemon could
 // misread what a newer one wrote.
@@ -45,6 +46,8 @@ type manifestRow struct {
 	Tree     string
 	Platform string
 	Aliased  *aliased `json:",omitempty"`
+	// Asked is what snapshotters call the image, the newest last; see unnamed.go.
+	Asked []string `json:",omitempty"`
 	// Quarantine is not nil if nothing may be started on the image.
 	Quarantine *Quarantine `json:",omitempty"`
 }
@@ -97,6 +100,7 @@ func (l *layerRow) origin() string {
 // treeRow is a metadata image on disk.
 type treeRow struct {
 	Layers  []string
+	Below   bool `json:",omitempty"` // it has what hides names of directories below: see Stack
 	Sealed  bool
 	Durable bool
 	Files   int64

@@ -35,6 +35,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/layers"
@@ -51,11 +52,14 @@ import (
 type Mounter interface {
 	// MountImage mounts the EROFS image file at RUN/images/id, once.
 	MountImage(ctx context.Context, id, file string) (dir string, err error)
-	// UnmountImage undoes MountImage; it is nil if nothing is mounted there.
+	// MountMapped is MountImage with owners shifted by m, at another place.
+	MountMapped(ctx context.Context, id, file string, m mounts.IDMap) (dir string, err error)
+	// UnmountImage undoes MountImage, and MountMapped for all maps; it is nil if
+	// nothing is mounted there.
 	UnmountImage(ctx context.Context, id string) error
 }
 
-// Options of a Service. All but Log and Complete are needed.
+// Options of a Service. All but Held, Complete, Events and Log are needed.
 type Options struct {
 	Root, Run string
 	Registry  *registry.Registry
@@ -66,6 +70,10 @@ type Options struct {
 	// Users says which manifests are in use and by whom, so that they are not
 	// removed: manifest digest → names of running or stopped containers.
 	Users func() map[digest.Digest][]User
+	// Held says what snapshotters keep from being collected; nil: there are none.
+	// It waits until they are there to ask. It is called while things are removed,
+	// when Layer and Mount wait: a lock that it takes must not be held around them.
+	Held func(ctx context.Context) (Held, error)
 	// Complete fetches the rest of an image in the background once it was asked for.
 	Complete bool
 	Indexes  Indexes
@@ -94,6 +102,12 @@ type Service struct {
 	booting    booting
 	starts     starts
 	localParts locals
+	arrivals   arrivals
+	refused    refusals
+	following  following
+	used       used
+	pace       pace
+	collecting atomic.Bool // a collection is about to begin
 	background sync.WaitGroup
 	worked     atomic.Bool         // something was pulled or built since memory was given back
 	ztocs      *semaphore.Weighted // bytes of them in memory
@@ -130,7 +144,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	s := &Service{Options: o, db: d, open: map[string]*held{}, unpacking: make(chan struct{}, tarindex.Parallel), ztocs: semaphore.NewWeighted(maxZTOCs)}
+	s := &Service{Options: o, db: d, pace: usualPace, open: map[string]*held{}, unpacking: make(chan struct{}, tarindex.Parallel), ztocs: semaphore.NewWeighted(maxZTOCs)}
 	s.base, s.end = context.WithCancel(ctx)
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -295,13 +309,14 @@ func tarFormat(c layers.Compression) string {
 	return lazy.Tar
 }
 
-func (s *Service) indexPath(key string) string {
-	return filepath.Join(s.Root, "layers", key+".idx")
+// layerPath is one of the files of a layer.
+func (s *Service) layerPath(key, suffix string) string {
+	return filepath.Join(s.Root, "layers", key+suffix)
 }
 
-func (s *Service) mapPath(key string) string {
-	return filepath.Join(s.Root, "layers", key+".map")
-}
+func (s *Service) indexPath(key string) string { return s.layerPath(key, ".idx") }
+
+func (s *Service) mapPath(key string) string { return s.layerPath(key, ".map") }
 
 // sealedSuffix ends the name of a tree's metadata image that has small files in it.
 const sealedSuffix = "-sealed"

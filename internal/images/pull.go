@@ -94,14 +94,14 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 	defer s.worked.Store(true)
 	began := time.Now()
 	progress(control.Progress{Action: "resolving"})
-	img, by, err := s.resolve(ctx, ref, platform, progress)
+	img, by, err := s.resolve(ctx, ref, platform, false, progress)
 	if err != nil {
 		return nil, err
 	}
 	progress(control.Progress{Action: "resolving", Done: true})
 	defer by.source.close()
 	release := s.pin(img, by)
-	row, err := s.bringIn(ctx, img, by, name, progress)
+	row, err := s.bringIn(ctx, img, by, bringing{name: name}, progress)
 	release()
 	if err != nil { // nothing is left of it; what others bring in is pinned
 		if cerr := s.Collect(s.base); cerr != nil {
@@ -116,14 +116,22 @@ func (s *Service) pull(ctx context.Context, ref registry.Ref, platform, name str
 	return row, nil
 }
 
+// bringing says for whom an image is brought in.
+type bringing struct {
+	name  string // that it gets
+	asked string // what a snapshotter calls it; with neither, it has to be known already
+	// there, if not nil, hears of each layer when it can be read, from several goroutines.
+	there func(i int, key string)
+}
+
 // bringIn makes everything of an image and records it.
-func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, name string, progress func(control.Progress)) (*manifestRow, error) {
+func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, b bringing, progress func(control.Progress)) (*manifestRow, error) {
 	row := &manifestRow{
 		Desc: img.Desc, Source: img.Ref.String(), Manifest: img.RawManifest, Config: img.RawConfig,
 		Layers: make([]string, len(img.Manifest.Layers)), Platform: img.Platform(),
 	}
 	fresh := make([]*layers.Index, len(row.Layers))
-	err := s.ingestAll(ctx, img, by, row, fresh, progress)
+	err := s.ingestAll(ctx, img, by, row, fresh, b.there, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -137,19 +145,21 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, na
 		switch err := get(tx, "manifests", string(row.Desc.Digest), &was); {
 		case err == nil:
 			row.keepAliased(&was)
-		case name == "" || !errors.Is(err, fs.ErrNotExist):
+			row.Asked = was.Asked
+		case b.name == "" && b.asked == "" || !errors.Is(err, fs.ErrNotExist):
 			return err // it was removed meanwhile
 		}
-		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil || name == "" {
+		row.ask(b.asked)
+		if err := put(tx, "manifests", string(row.Desc.Digest), row); err != nil || b.name == "" {
 			return err
 		}
-		return put(tx, "names", name, nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
+		return put(tx, "names", b.name, nameRow{Manifest: row.Desc.Digest, Pulled: time.Now()})
 	})
 }
 
 // ingestAll gives every layer an index, all at once: lazily readable ones cost
 // two or three requests each; the others share the machine's cores.
-func (s *Service) ingestAll(ctx context.Context, img *registry.Image, by found, row *manifestRow, fresh []*layers.Index, progress func(control.Progress)) error {
+func (s *Service) ingestAll(ctx context.Context, img *registry.Image, by found, row *manifestRow, fresh []*layers.Index, there func(int, string), progress func(control.Progress)) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range img.Manifest.Layers {
 		g.Go(func() error {
@@ -158,6 +168,9 @@ func (s *Service) ingestAll(ctx context.Context, img *registry.Image, by found, 
 				return fmt.Errorf("layer %s: %w", short(img.Manifest.Layers[i].Digest), err)
 			}
 			row.Layers[i], fresh[i] = key, ix
+			if there != nil {
+				there(i, key)
+			}
 			return nil
 		})
 	}

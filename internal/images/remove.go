@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
@@ -63,7 +64,7 @@ func (s *Service) removeOne(name string, force bool) ([]control.Removed, error) 
 				return err
 			}
 		}
-		if last {
+		if last && len(k.Asked) == 0 { // else the collection sees whether snapshots hold it
 			return del(tx, "manifests", string(k.Desc.Digest))
 		}
 		return nil
@@ -127,14 +128,49 @@ func (s *Service) Collect(ctx context.Context) error {
 	return s.collect(ctx, s.dropAliased)
 }
 
+// collectAfter is how long CollectSoon waits for more of its kind: an image of
+// many layers is removed snapshot by snapshot.
+const collectAfter = 200 * time.Millisecond
+
+// CollectSoon is Collect for those who do not wait: it returns at once, and many
+// calls become one collection.
+func (s *Service) CollectSoon() {
+	if s.base.Err() != nil || s.collecting.Swap(true) {
+		return
+	}
+	s.background.Go(func() {
+		select {
+		case <-s.base.Done():
+			return
+		case <-time.After(collectAfter):
+		}
+		s.collecting.Store(false) // what is released from here on is another one's
+		if err := s.Collect(s.base); err != nil && s.base.Err() == nil {
+			s.Log.Error("release what nothing holds", "err", err)
+		}
+	})
+}
+
 // collect is Collect after first, which runs when nobody begins to use anything.
 func (s *Service) collect(ctx context.Context, first func() error) error {
+	if s.Held != nil { // wait for it without the lock
+		if _, err := s.Held(ctx); err != nil {
+			return err
+		}
+	}
 	s.live.Lock()
 	defer s.live.Unlock()
 	if err := first(); err != nil {
 		return err
 	}
-	layerKeys, trees, err := s.needed()
+	heldLayers, heldTrees, err := s.heldNow(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.dropUnnamed(heldLayers); err != nil {
+		return err
+	}
+	layerKeys, trees, err := s.needed(heldLayers, heldTrees)
 	if err != nil {
 		return err
 	}
@@ -146,6 +182,7 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 	if err != nil {
 		return err
 	}
+	defer s.used.outdate()
 	freed, err := s.Store.Sweep(func(sum layers.Sum) bool { return keep[sum] })
 	if freed > 0 {
 		s.Log.Info("released", "bytes", freed)
@@ -153,10 +190,10 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 	return err
 }
 
-// needed returns the layers and trees that images and pulls under way hold.
-// A stopped container whose image was removed by force holds its tree no more.
-func (s *Service) needed() (layerKeys, trees map[string]bool, err error) {
-	layerKeys, trees = map[string]bool{}, map[string]bool{}
+// needed adds to the layers and trees that snapshots hold those that images and
+// pulls under way do. A stopped container whose image was removed by force holds
+// its tree no more.
+func (s *Service) needed(layerKeys, trees map[string]bool) (_, _ map[string]bool, err error) {
 	err = s.db.View(func(tx *bolt.Tx) error {
 		if err := each(tx, "manifests", func(_ string, m *manifestRow) error {
 			trees[m.Tree] = true
@@ -201,6 +238,7 @@ func (s *Service) dropTrees(ctx context.Context, keep map[string]bool) error {
 	}
 	var errs []error
 	for _, id := range drop {
+		s.following.end(id)
 		for _, sealed := range []bool{false, true} {
 			if err := s.Mounter.UnmountImage(ctx, treeName(id, sealed)); err != nil {
 				errs = append(errs, err)

@@ -21,8 +21,9 @@ type found struct {
 	soci   *sociIndex // nil if there is none, or source
 }
 
-// resolve finds the image, and at the same time the index that was published for it.
-func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, progress func(control.Progress)) (img *registry.Image, by found, err error) {
+// resolve finds the image, and at the same time the index that was published
+// for it. With exact, a manifest that ref names may be of any platform.
+func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string, exact bool, progress func(control.Progress)) (img *registry.Image, by found, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	var lookups []*lookup
@@ -36,7 +37,7 @@ func (s *Service) resolve(ctx context.Context, ref registry.Ref, platform string
 		}
 	}()
 	img, err = s.Registry.ResolveWith(ctx, ref, registry.ResolveOptions{
-		Platform: platform, Locate: true,
+		Platform: platform, Exact: exact, Locate: true,
 		OnManifest: func(desc ocispec.Descriptor) {
 			l := &lookup{manifest: desc.Digest, fetched: make(chan *ocispec.Manifest, 1), done: make(chan struct{})}
 			lookups = append(lookups, l)

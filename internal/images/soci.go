@@ -53,13 +53,9 @@ const sociMark = "-soci-"
 // ownKey names what this node has found out about a layer by unpacking it.
 func ownKey(desc ocispec.Descriptor) string { return desc.Digest.Encoded() }
 
-func (s *Service) ztocPath(key string) string {
-	return filepath.Join(s.Root, "layers", key+".ztoc")
-}
+func (s *Service) ztocPath(key string) string { return s.layerPath(key, ".ztoc") }
 
-func (s *Service) spansPath(key string) string {
-	return filepath.Join(s.Root, "layers", key+".spans")
-}
+func (s *Service) spansPath(key string) string { return s.layerPath(key, ".spans") }
 
 // lookSOCI finds the SOCI index of an image, whose manifest comes in meanwhile.
 // One that the manifest is bound to is as good as the manifest; anybody who may

@@ -187,6 +187,25 @@ type starts struct {
 	mu    sync.Mutex
 	on    map[string]*start // by container
 	order []string
+
+	nameless int // starts on what a snapshotter has mounted
+}
+
+// another counts in a start that no container's name stands for, if there may be one more.
+func (st *starts) another() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.nameless >= maxStarts {
+		return false
+	}
+	st.nameless++
+	return true
+}
+
+func (st *starts) over() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.nameless--
 }
 
 type start struct {

@@ -1,0 +1,373 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/events"
+	"github.com/snapfs/snapfs/layers/registry"
+)
+
+// A Wanted image is one that a snapshotter asks for.
+type Wanted struct {
+	Ref      string        // as containerd names it: "docker.io/library/redis:7"
+	Manifest digest.Digest // of the platform's manifest, or of an index; "": whatever Ref names
+}
+
+// A Layer is a layer of an image, as a snapshotter holds it.
+type Layer struct {
+	Key    string // in the book
+	Of     Wanted // where it can be had again
+	Blob   digest.Digest
+	DiffID digest.Digest
+}
+
+// ErrNotOurs says that an image, or what is left of it, is not brought in for
+// snapshotters. What it wraps says why.
+var ErrNotOurs = errors.New("left to containerd")
+
+// Layer makes a layer of an image readable. The first call for an image brings
+// in all of its layers together, as Pull does; each call returns when its own is
+// there. Until release, and as long as Options.Held names it, the layer stays.
+// If it cannot be had, the error is ErrNotOurs-wrapped, and so it is for the
+// other layers of the image until it is asked for anew, which a layer that is
+// asked for twice shows. A caller whose ctx ends leaves with ctx's error; when
+// nobody is left, what has not come in yet is given up.
+func (s *Service) Layer(ctx context.Context, w Wanted, blob, diffID digest.Digest) (l Layer, release func(), err error) {
+	ref, err := w.ref()
+	if err != nil {
+		return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
+	}
+	id := w.id(ref)
+	if err := s.refused.why(id, blob); err != nil {
+		return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
+	}
+	a := s.arrivals.join(id, func(a *arrival) { s.arrive(id, a, ref, w) }, &s.background)
+	gone := false
+	defer func() { s.arrivals.leave(id, a, gone) }()
+	l, err = a.wait(ctx, blob, diffID)
+	switch {
+	case err == nil:
+		return l, s.pinNames(l.Key), nil
+	case ctx.Err() != nil:
+		gone = true
+		return Layer{}, nil, context.Cause(ctx)
+	case s.base.Err() != nil:
+		return Layer{}, nil, context.Cause(s.base)
+	}
+	if errors.Is(err, errNoPart) {
+		s.noteLeft(id, w, err)
+	}
+	s.refused.asked(id, blob)
+	return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
+}
+
+// ref is where the image is, pinned if its digest is known. A label may name
+// anything: files of this machine are not read for it.
+func (w Wanted) ref() (registry.Ref, error) {
+	ref, err := registry.ParseRef(w.Ref)
+	switch {
+	case err != nil:
+		return ref, err
+	case !ref.IsRemote():
+		return ref, fmt.Errorf("%w: %q is not in a registry", registry.ErrBadRef, ref.Transport)
+	case w.Manifest == "":
+		return ref, nil
+	}
+	if err := w.Manifest.Validate(); err != nil {
+		return ref, fmt.Errorf("%w: manifest: %w", registry.ErrBadRef, err)
+	}
+	return ref.WithDigest(w.Manifest), nil
+}
+
+// id names the image among those that come in. One manifest of one repository
+// is one image, whatever its tag.
+func (w Wanted) id(ref registry.Ref) string {
+	if ref.Digest != "" {
+		ref.Tag = ""
+	}
+	return ref.String()
+}
+
+// arrivals are the images that come in for snapshotters, or have come in so
+// recently that their layers are still asked for.
+type arrivals struct {
+	mu sync.Mutex
+	on map[string]*arrival
+}
+
+// An arrival is one image that comes in layer by layer.
+type arrival struct {
+	known chan struct{} // closed when parts is set, or with done
+	done  chan struct{} // closed when nothing more comes in
+	over  chan struct{} // closed when nobody wants it any more, too
+	parts []*part
+	of    Wanted
+	err   error // read after done
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	// Guarded by arrivals.mu.
+	waiting int
+	away    bool // nobody can join it any more
+	timer   *time.Timer
+}
+
+// A part is a layer of an arrival.
+type part struct {
+	blob, diffID digest.Digest
+	key          string        // read after there
+	there        chan struct{} // closed when it can be read
+}
+
+var errAbandoned = errors.New("nobody waits for it any more")
+
+// linger is how long an image that nobody waits for stays as it has come in. A
+// pull asks for its layers one after the other, and unpacks others meanwhile.
+const linger = time.Minute
+
+// join counts a caller in. The first begins the work; all is owned by wg.
+func (as *arrivals) join(id string, run func(*arrival), wg *sync.WaitGroup) *arrival {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if a := as.on[id]; a != nil {
+		a.waiting++
+		if a.timer != nil {
+			a.timer.Stop()
+			a.timer = nil
+		}
+		return a
+	}
+	a := &arrival{known: make(chan struct{}), done: make(chan struct{}), over: make(chan struct{}), waiting: 1}
+	if as.on == nil {
+		as.on = map[string]*arrival{}
+	}
+	as.on[id] = a
+	wg.Go(func() { run(a) })
+	return a
+}
+
+// leave counts a caller out. gone says that it did not get what it wanted
+// because it does not want it any more.
+func (as *arrivals) leave(id string, a *arrival, gone bool) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	a.waiting--
+	switch {
+	case a.waiting > 0:
+	case a.away:
+		close(a.over)
+	case gone && !a.ended():
+		as.drop(id, a)
+	default:
+		a.timer = time.AfterFunc(linger, func() {
+			as.mu.Lock()
+			defer as.mu.Unlock()
+			if a.waiting == 0 && !a.away {
+				as.drop(id, a)
+			}
+		})
+	}
+}
+
+// drop takes an arrival away, for the next caller to begin anew. The lock is held.
+func (as *arrivals) drop(id string, a *arrival) {
+	if a.away {
+		return
+	}
+	a.away = true
+	delete(as.on, id)
+	if a.waiting == 0 {
+		close(a.over)
+	}
+}
+
+// failed takes an arrival away that came to nothing.
+func (as *arrivals) failed(id string, a *arrival) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.drop(id, a)
+}
+
+func (a *arrival) ended() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait returns a layer when it can be read.
+func (a *arrival) wait(ctx context.Context, blob, diffID digest.Digest) (Layer, error) {
+	select {
+	case <-a.known:
+	case <-ctx.Done():
+		return Layer{}, context.Cause(ctx)
+	}
+	if a.parts == nil {
+		return Layer{}, a.err
+	}
+	p, err := a.part(blob, diffID)
+	if err != nil {
+		return Layer{}, err
+	}
+	select {
+	case <-p.there:
+	case <-ctx.Done():
+		return Layer{}, context.Cause(ctx)
+	case <-a.done:
+		select {
+		case <-p.there: // it was before that
+		default:
+			return Layer{}, a.err
+		}
+	}
+	return Layer{Key: p.key, Of: a.of, Blob: p.blob, DiffID: p.diffID}, nil
+}
+
+// errNoPart says that labels name a layer that the image does not have.
+var errNoPart = errors.New("the image has no such layer")
+
+// part finds a layer. Who asks may not know the diff ID, but not a wrong one.
+func (a *arrival) part(blob, diffID digest.Digest) (*part, error) {
+	for _, p := range a.parts {
+		if p.blob == blob && (diffID == "" || p.diffID == diffID) {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: blob %.80q with diff ID %.80q in manifest %s", errNoPart, string(blob), string(diffID), a.of.Manifest)
+}
+
+// arrive brings an image in, and keeps all of it from being collected until
+// nobody wants it any more: by then snapshots hold its layers, or none ever will.
+func (s *Service) arrive(id string, a *arrival, ref registry.Ref, w Wanted) {
+	ctx, cancel := context.WithCancelCause(s.base)
+	defer cancel(nil)
+	working := make(chan struct{})
+	s.background.Go(func() { // ends with the work
+		select {
+		case <-a.over:
+			cancel(errAbandoned)
+		case <-working:
+		}
+	})
+	release, err := s.bringParts(ctx, a, ref, w)
+	if err != nil { // before anybody hears of it, and asks for the next layer
+		s.leaveTo(ctx, id, w, err)
+		s.arrivals.failed(id, a)
+	} else {
+		s.ours(id)
+	}
+	close(working)
+	a.err = err
+	close(a.done)
+	if a.parts == nil {
+		close(a.known)
+	}
+	select {
+	case <-a.over:
+	case <-s.base.Done():
+	}
+	release()
+	s.CollectSoon()
+}
+
+// bringParts makes the layers of an image readable, and the image known.
+func (s *Service) bringParts(ctx context.Context, a *arrival, ref registry.Ref, w Wanted) (release func(), err error) {
+	if release, ok, err := s.arrived(a, ref, w); ok || err != nil {
+		return release, err
+	}
+	defer s.worked.Store(true)
+	nothing, began := func() {}, time.Now()
+	img, by, err := s.resolve(ctx, ref, "", true, untold)
+	if err != nil {
+		return nothing, err
+	}
+	defer by.source.close()
+	if q := s.quarantined(img.Desc.Digest); q != nil {
+		return nothing, fmt.Errorf("%w: %s", ErrQuarantined, q)
+	}
+	parts := make([]*part, len(img.Manifest.Layers))
+	for i, l := range img.Manifest.Layers {
+		parts[i] = &part{blob: l.Digest, diffID: img.Config.RootFS.DiffIDs[i], there: make(chan struct{})}
+	}
+	if len(parts) == 0 {
+		return nothing, fmt.Errorf("%w: it has none at all", errNoPart)
+	}
+	release = s.pin(img, by)
+	a.expect(Wanted{w.Ref, img.Desc.Digest}, parts)
+	row, err := s.bringIn(ctx, img, by, bringing{asked: ref.WithDigest("").String(), there: func(i int, key string) {
+		parts[i].key = key
+		close(parts[i].there)
+	}}, untold)
+	if err != nil {
+		return release, err
+	}
+	s.event(events.Pull, w.Ref, "digest", row.Desc.Digest, "layers", len(row.Layers), "took", time.Since(began), "for", "containerd")
+	if by.source == nil {
+		s.publishSoon(row)
+	}
+	return release, nil
+}
+
+// expect tells those who wait what there will be.
+func (a *arrival) expect(of Wanted, parts []*part) {
+	a.of, a.parts = of, parts
+	close(a.known)
+}
+
+// arrived answers out of the book, without the network, for a manifest that is
+// known whole.
+func (s *Service) arrived(a *arrival, ref registry.Ref, w Wanted) (release func(), ok bool, err error) {
+	release = func() {}
+	var m manifestRow
+	if w.Manifest == "" || s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(w.Manifest), &m) }) != nil {
+		return release, false, nil
+	}
+	if m.Quarantine != nil {
+		return release, false, fmt.Errorf("%w: %s", ErrQuarantined, m.Quarantine)
+	}
+	release = s.pinNames(m.Layers...)
+	var parts []*part
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		for _, key := range m.Layers {
+			var l layerRow
+			if err := get(tx, "layers", key, &l); err != nil || l.Lied {
+				return errNoPart
+			}
+			p := &part{blob: l.Desc.Digest, diffID: l.DiffID, key: key, there: make(chan struct{})}
+			close(p.there)
+			parts = append(parts, p)
+		}
+		if len(parts) == 0 {
+			return errNoPart
+		}
+		return change(tx, "manifests", string(w.Manifest), func(m *manifestRow) { m.ask(ref.WithDigest("").String()) })
+	})
+	if err != nil { // not all of it is here
+		release()
+		return func() {}, false, nil
+	}
+	a.expect(Wanted{w.Ref, w.Manifest}, parts)
+	return release, true, nil
+}
+
+func (s *Service) quarantined(manifest digest.Digest) *Quarantine {
+	var m manifestRow
+	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(manifest), &m) }) != nil {
+		return nil
+	}
+	return m.Quarantine
+}
+
+// untold is progress that nobody hears of.
+func untold(control.Progress) {}
