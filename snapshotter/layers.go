@@ -32,7 +32,8 @@ type IDMap struct {
 type Stack struct {
 	Layers []Layer // lowest first
 	// Below says that directories of a snapshotter lie below it, so that
-	// whiteouts and opaque directories must stay visible to overlayfs.
+	// whiteouts and opaque directories must stay visible to overlayfs. A
+	// Snapshotter never asks for that: see chain.
 	Below bool
 	Map   IDMap
 }
@@ -53,7 +54,9 @@ type Layers interface {
 	// brings in all of its layers, together; each call returns when its layer is
 	// there. Until release, and as long as Held names it, the layer stays. The
 	// error is ErrNotOurs-wrapped if the layer cannot be had: whatever the reason,
-	// the image is then containerd's affair, and explained to users.
+	// the image is then containerd's affair, and explained to users. diffID is
+	// empty if it is not known (containerd before 2.3); that of l is what counts.
+	// A layer is asked for only if everything below it is held.
 	Layer(ctx context.Context, im Image, blob, diffID digest.Digest) (l Layer, release func(), err error)
 	// Mount mounts a stack, once. What a crash has cost is fetched again.
 	Mount(ctx context.Context, s Stack) (Mounted, error)

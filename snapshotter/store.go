@@ -1,0 +1,304 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+)
+
+// ErrTorn says that the database of snapshots is damaged. It is left as it is:
+// containerd's own database names what was in it, and the directories of
+// containers are beside it. doc.go says what to do.
+var ErrTorn = errors.New("the database of snapshots is damaged")
+
+// A store is the database of snapshots, in containerd's own format
+// (core/snapshots/storage). Beside its buckets is one of ours, which says what
+// the book of images holds for a snapshot, so that both change together.
+//
+//	v1/…      containerd's
+//	snapfs    ID of a snapshot → row, JSON
+//
+// A write transaction waits for the disk twice. Writers that come meanwhile
+// share the next one, so fifty containers that start at once wait for two
+// transactions, not for fifty.
+type store struct {
+	ms   *storage.MetaStore
+	turn chan struct{} // has a value while somebody writes
+
+	mu    sync.Mutex
+	queue []*write // guarded by mu
+}
+
+// A write is one of the changes that share a transaction.
+type write struct {
+	do   func(ctx context.Context, tx *bolt.Tx) error
+	done chan error // takes one value
+}
+
+// A row is what the book of images holds for a snapshot: one that is committed,
+// or staged, which is active and has no content of its own.
+type row struct {
+	Layer  Layer
+	Target digest.Digest // chain ID of the layer with all below it
+	// Parent is, in a staged one, the chain ID of what it must be committed on.
+	Parent digest.Digest `json:",omitempty"`
+}
+
+var (
+	rowsBucket = []byte("snapfs")
+	// containerd's storage makes its buckets with the first snapshot, and until
+	// then fails to list what there is.
+	storageBuckets = [2][]byte{[]byte("snapshots"), []byte("parents")}
+	storageVersion = []byte("v1")
+)
+
+// lockPatience bounds the wait for another process that has the database open.
+const lockPatience = 10 * time.Second
+
+// openStore opens or makes the database, and reads all of it once: what is torn
+// is found now, and not by a container that does not start.
+func openStore(file string) (*store, error) {
+	if err := whole(file); err != nil {
+		return nil, err
+	}
+	ms, err := storage.NewMetaStore(file, func(o *bolt.Options) error {
+		o.Timeout = lockPatience
+		o.FreelistType = bolt.FreelistMapType
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	st := &store{ms: ms, turn: make(chan struct{}, 1)}
+	if err := st.check(file); err != nil {
+		return nil, errors.Join(err, ms.Close())
+	}
+	err = st.update(context.Background(), func(_ context.Context, tx *bolt.Tx) error {
+		v, err := tx.CreateBucketIfNotExists(storageVersion)
+		if err != nil {
+			return err
+		}
+		for _, name := range storageBuckets {
+			if _, err := v.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		_, err = tx.CreateBucketIfNotExists(rowsBucket)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, ms.Close())
+	}
+	return st, nil
+}
+
+// whole says that file is as long as its newest page of bbolt's metadata says:
+// what is missing would be mapped, and a look at it would end the process. It
+// leaves to bbolt what has no such page.
+//
+//	 0  header of a page
+//	16  magic, version, page size, flags (uint32 each)
+//	32  root bucket: its page and its sequence; page of the free list;
+//	    first page behind the end; transaction (uint64 each)
+//	72  FNV-1a of 16…72
+func whole(file string) error {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	const magic, metaSize = 0xED0CDAED, 80
+	var end, newest uint64
+	for _, off := range []int64{0, int64(os.Getpagesize())} {
+		var b [metaSize]byte
+		if _, err := f.ReadAt(b[:], off); err != nil {
+			continue
+		}
+		sum := fnv.New64a()
+		sum.Write(b[16:72])
+		ne := binary.NativeEndian
+		if tx := ne.Uint64(b[64:]); ne.Uint32(b[16:]) == magic && ne.Uint64(b[72:]) == sum.Sum64() && tx >= newest {
+			newest, end = tx, ne.Uint64(b[56:])*uint64(ne.Uint32(b[24:]))
+		}
+	}
+	if end > uint64(st.Size()) {
+		return fmt.Errorf("%s: %w: %d bytes long, and there should be %d", file, ErrTorn, st.Size(), end)
+	}
+	return nil
+}
+
+// check opens the database and walks all of its pages. bbolt panics at a page
+// that is not what it should be, and the kernel sends a signal for one that is
+// behind the end of the file.
+func (st *store) check(file string) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s: %w: %v", file, ErrTorn, p)
+		}
+	}()
+	_, tx, err := st.begin(context.Background(), false)
+	switch {
+	case errors.Is(err, bolt.ErrTimeout):
+		return fmt.Errorf("%s: another process has it open: %w", file, err)
+	case errors.Is(err, bolt.ErrInvalid), errors.Is(err, bolt.ErrChecksum), errors.Is(err, bolt.ErrVersionMismatch):
+		return fmt.Errorf("%s: %w: %w", file, ErrTorn, err)
+	case err != nil:
+		return err
+	}
+	defer tx.Rollback()
+	return checkPages(file, tx)
+}
+
+// begin starts a transaction that containerd's storage finds in ctx.
+func (st *store) begin(ctx context.Context, writable bool) (context.Context, *bolt.Tx, error) {
+	ctx, t, err := st.ms.TransactionContext(ctx, writable)
+	if err != nil {
+		return ctx, nil, err
+	}
+	tx, ok := t.(*bolt.Tx)
+	if !ok {
+		return ctx, nil, errors.Join(fmt.Errorf("core/snapshots/storage: transactions are %T", t), t.Rollback())
+	}
+	return ctx, tx, nil
+}
+
+// view runs do in a read transaction. do must not block: the database cannot
+// grow before it ends.
+func (st *store) view(ctx context.Context, do func(ctx context.Context, tx *bolt.Tx) error) error {
+	ctx, tx, err := st.begin(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	return do(ctx, tx)
+}
+
+// update runs do in a write transaction and returns when it is on disk. do may
+// be run several times, and its changes count only if it returns nil. What it
+// is called with must not be used after it. ctx is looked at before, not after: whoever
+// calls has to know whether it was done.
+func (st *store) update(ctx context.Context, do func(ctx context.Context, tx *bolt.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	w := &write{do: do, done: make(chan error, 1)}
+	st.mu.Lock()
+	st.queue = append(st.queue, w)
+	st.mu.Unlock()
+	select {
+	case err := <-w.done:
+		return err
+	case st.turn <- struct{}{}:
+	}
+	st.mu.Lock()
+	batch := st.queue
+	st.queue = nil
+	st.mu.Unlock()
+	st.run(batch)
+	<-st.turn
+	return <-w.done // by this run, or by the one before
+}
+
+// run does a batch in one transaction. What fails is left out, and the others
+// are done again without it.
+func (st *store) run(batch []*write) {
+	for len(batch) > 0 {
+		failed, err := st.commit(batch)
+		if failed < 0 {
+			for _, w := range batch {
+				w.done <- err
+			}
+			return
+		}
+		batch[failed].done <- err
+		batch = slices.Delete(batch, failed, failed+1)
+	}
+}
+
+// commit does a batch, or nothing of it. failed says which of it had the error;
+// if it is negative the error is that of all.
+func (st *store) commit(batch []*write) (failed int, err error) {
+	ctx, tx, err := st.begin(context.Background(), true)
+	if err != nil {
+		return -1, err
+	}
+	defer tx.Rollback() // after a Commit it does nothing
+	for i, w := range batch {
+		if err := w.do(ctx, tx); err != nil {
+			return i, err
+		}
+	}
+	return -1, tx.Commit()
+}
+
+// close waits for who writes.
+func (st *store) close() error {
+	st.turn <- struct{}{}
+	defer func() { <-st.turn }()
+	return st.ms.Close()
+}
+
+func putRow(tx *bolt.Tx, id string, r row) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(rowsBucket).Put([]byte(id), b)
+}
+
+func deleteRow(tx *bolt.Tx, id string) error { return tx.Bucket(rowsBucket).Delete([]byte(id)) }
+
+// rowOf is what the book holds for a snapshot, if it does.
+func rowOf(tx *bolt.Tx, id string) (r row, held bool, err error) {
+	b := tx.Bucket(rowsBucket).Get([]byte(id))
+	if b == nil {
+		return r, false, nil
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, false, fmt.Errorf("what is held for snapshot %s: %w", id, err)
+	}
+	return r, true, nil
+}
+
+func allRows(tx *bolt.Tx) (map[string]row, error) {
+	all := make(map[string]row)
+	err := tx.Bucket(rowsBucket).ForEach(func(k, v []byte) error {
+		var r row
+		if err := json.Unmarshal(v, &r); err != nil {
+			return fmt.Errorf("snapshot %s: %w", k, err)
+		}
+		all[string(k)] = r
+		return nil
+	})
+	return all, err
+}
+
+// checkPages is bbolt's own check, which reads every page.
+func checkPages(file string, tx *bolt.Tx) (err error) {
+	for e := range tx.Check() { // all of it, or its goroutine stays
+		if err == nil {
+			err = fmt.Errorf("%s: %w: %w", file, ErrTorn, e)
+		}
+	}
+	return err
+}
