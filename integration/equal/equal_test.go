@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/snapfs/snapfs/fs"
+	"github.com/snapfs/snapfs/integration/view"
 	"github.com/snapfs/snapfs/layers"
 )
 
@@ -137,6 +138,15 @@ func many(n int) (all []member) {
 	return all
 }
 
+func look(t testing.TB, dir string) *view.View {
+	t.Helper()
+	v, err := view.Of(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
 func TestHandMade(t *testing.T) {
 	needRoot(t)
 	for name, stack := range stacks {
@@ -173,7 +183,7 @@ func compare(t *testing.T, a *theirs, b *ours, start time.Time) {
 		want := look(t, dirA)
 		for _, sealed := range []bool{false, true} {
 			dirB, unmountB := b.mount(t, sealed, writable)
-			for _, d := range differences(want, look(t, dirB), start, writable) {
+			for _, d := range view.Differences(want, look(t, dirB), start, writable) {
 				t.Errorf("sealed %v, writable %v: %s", sealed, writable, d)
 			}
 			unmountB()
@@ -265,7 +275,7 @@ func TestOurOwn(t *testing.T) {
 			defer unmountA()
 			dirB, unmountB := b.mount(t, false, true)
 			defer unmountB()
-			if got, want := strings.Join(look(t, dirB).names, " "), strings.Join(look(t, dirA).names, " "); got != want {
+			if got, want := strings.Join(look(t, dirB).Names, " "), strings.Join(look(t, dirA).Names, " "); got != want {
 				t.Errorf("%q, want %q", got, want)
 			}
 		})

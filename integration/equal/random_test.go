@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/snapfs/snapfs/integration/view"
 )
 
 var rounds = flag.Uint64("rounds", 150, "number of random stacks")
@@ -47,7 +49,7 @@ func random(t *testing.T, b *ours, seed uint64) {
 	defer unmountA()
 	dirB, unmountB := b.mount(t, seed%2 == 0, true)
 	defer unmountB()
-	for _, d := range differences(look(t, dirA), look(t, dirB), start, true) {
+	for _, d := range view.Differences(look(t, dirA), look(t, dirB), start, true) {
 		t.Errorf("seed %d, %q: %s", seed, stack, d)
 	}
 }

@@ -1,4 +1,6 @@
-package equal
+// Package view compares what two mounts of one image show: every name, mode,
+// owner, time, attribute, link and byte.
+package view
 
 import (
 	"bytes"
@@ -10,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,30 +32,27 @@ type node struct {
 
 type inode struct{ dev, ino uint64 }
 
-// A view is all that a mount shows.
-type view struct {
+// A View is all that a mount shows.
+type View struct {
+	Names []string // in the order of a walk; "" is the root
 	dir   string
 	nodes map[string]*node
-	names []string
 	first map[inode]string
 }
 
-func look(t testing.TB, dir string) *view {
-	t.Helper()
-	v := &view{dir: dir, nodes: map[string]*node{}, first: map[inode]string{}}
-	if err := v.walk(""); err != nil {
-		t.Fatal(err)
-	}
-	return v
+// Of looks at a mount. It reads no bytes of files.
+func Of(dir string) (*View, error) {
+	v := &View{dir: dir, nodes: map[string]*node{}, first: map[inode]string{}}
+	return v, v.walk("")
 }
 
-func (v *view) walk(name string) error {
+func (v *View) walk(name string) error {
 	n, err := v.stat(name)
 	if err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	v.nodes[name] = n
-	v.names = append(v.names, name)
+	v.Names = append(v.Names, name)
 	if n.typ != unix.S_IFDIR {
 		return nil
 	}
@@ -73,7 +71,7 @@ func (v *view) walk(name string) error {
 	return nil
 }
 
-func (v *view) stat(name string) (*node, error) {
+func (v *View) stat(name string) (*node, error) {
 	path := filepath.Join(v.dir, name)
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -124,15 +122,15 @@ func xattrs(path string) (string, error) {
 	return b.String(), nil
 }
 
-// differences lists what differs between what containerd shows and what we do,
-// and if read in the bytes of files, too.
-// Two faults of containerd are let pass (look knows one of overlayfs):
+// Differences lists what differs between what containerd shows and what we do,
+// and if read in the bytes of files, too. Both mounts have to be there still.
+// Two faults of containerd are let pass (Of knows one of overlayfs):
 //
 //   - it makes times before 1970 zero (pkg/archive, boundTime);
 //   - directories that no entry of the layer names, and the root, have the time
 //     of unpacking.
-func differences(theirs, ours *view, unpacked time.Time, read bool) (list []string) {
-	for _, name := range theirs.names {
+func Differences(theirs, ours *View, unpacked time.Time, read bool) (list []string) {
+	for _, name := range theirs.Names {
 		a, b := theirs.nodes[name], ours.nodes[name]
 		if b == nil {
 			list = append(list, fmt.Sprintf("%q is missing", name))
@@ -148,7 +146,7 @@ func differences(theirs, ours *view, unpacked time.Time, read bool) (list []stri
 			list = append(list, fmt.Sprintf("%q: %v", name, d))
 		}
 	}
-	for _, name := range ours.names {
+	for _, name := range ours.Names {
 		if theirs.nodes[name] == nil {
 			list = append(list, fmt.Sprintf("%q should not be", name))
 		}
