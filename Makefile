@@ -1,6 +1,7 @@
 # make build   bin/snapd and bin/snapctl
 # make run     a demonstration on this machine: a real image, a slow link, a cold and a warm start
 # make test    everything that can be tested here; as root also mounts and containers
+# make peers   containerd and others that tests want, built from their modules once, into the user's cache (5 minutes)
 # make lint    gofmt, vet, staticcheck
 # make bench   a short comparison of cold starts, and the benchmarks beside the code (see bench/README.md for all of it)
 
@@ -11,15 +12,18 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test test-race lint bench clean
+.PHONY: build run peers test test-race lint bench clean
 build:
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/snapd ./cmd/snapctl
 
 run: build
 	$(GO) run ./bench/demo
 
-test: build
-	@scripts/need e2fsprogs erofs-utils busybox-static
+peers:
+	$(GO) run ./bench/peers
+
+test: build peers
+	@scripts/need e2fsprogs erofs-utils busybox-static runc
 	$(GO) vet ./...
 	$(GO) test ./...
 

@@ -4,6 +4,7 @@
 // image was made of.
 //
 // The tests need root, /dev/fuse, and a kernel that package fs/mounts can use;
-// they say so where they are skipped. SNAPFS_KILLS sets how many workers
+// they say so where they are skipped. Those with containerd and others want
+// their programs, which package peers builds. SNAPFS_KILLS sets how many workers
 // TestWorkerKilled kills.
 package integration

@@ -68,6 +68,7 @@ type image struct {
 	index    []byte // "latest" is this where there is one
 	blobs    map[digest.Digest][]byte
 	want     map[string][sha256.Size]byte // path → sum of the bytes
+	sizes    map[string]int64
 }
 
 // size is how many bytes the layers have.
@@ -103,7 +104,7 @@ func mediaType(doc []byte) string {
 // newImage makes an image of layers in the format.
 func newImage(t testing.TB, format string, list ...[]file) *image {
 	t.Helper()
-	im := &image{blobs: map[digest.Digest][]byte{}, want: map[string][sha256.Size]byte{}}
+	im := &image{blobs: map[digest.Digest][]byte{}, want: map[string][sha256.Size]byte{}, sizes: map[string]int64{}}
 	im.manifest = ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
 	diffIDs := []digest.Digest{}
 	for _, files := range list {
@@ -114,6 +115,7 @@ func newImage(t testing.TB, format string, list ...[]file) *image {
 		for _, f := range files {
 			if f.Typeflag == tar.TypeReg {
 				im.want[filepath.Clean(f.Name)] = sha256.Sum256(f.data)
+				im.sizes[filepath.Clean(f.Name)] = f.Size
 			}
 		}
 	}
@@ -142,6 +144,13 @@ func marshal(t testing.TB, v any) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func unmarshal(t testing.TB, b []byte, v any) {
+	t.Helper()
+	if err := json.Unmarshal(b, v); err != nil {
+		t.Fatal(err)
+	}
 }
 
 type layer struct {

@@ -26,6 +26,7 @@ type Peer struct {
 	Tags     string   // of the build
 	Programs []string // packages, relative to the module
 	Tests    []string // packages that are made a program of by go test -c
+	Cgo      bool     // it has C code, and wants a compiler
 }
 
 const (
@@ -48,12 +49,17 @@ var (
 	Crictl = Peer{Name: "crictl", Module: "sigs.k8s.io/cri-tools", Version: "v1.37.0", Programs: []string{"cmd/crictl"}}
 	// Critest is Kubernetes' test of container runtimes. 10 s after crictl.
 	Critest = Peer{Name: "critest", Module: "sigs.k8s.io/cri-tools", Version: "v1.37.0", Tests: []string{"cmd/critest"}}
+	// Runc knows id-mapped mounts, which Debian 12's does not. 8 s.
+	Runc = Peer{Name: "runc", Module: "github.com/opencontainers/runc", Version: "v1.5.2", Programs: []string{"."}, Cgo: true}
 	// BuildKit builds images. 67 s.
 	BuildKit = Peer{Name: "buildkit", Module: "github.com/moby/buildkit", Version: "v0.34.2", Programs: []string{"cmd/buildkitd", "cmd/buildctl"}}
 	// Nerdctl is containerd's command line for people: the newest that builds
 	// without a module which exists in its repository only. 45 s.
 	Nerdctl = Peer{Name: "nerdctl", Module: "github.com/containerd/nerdctl/v2", Version: "v2.0.4", Programs: []string{"cmd/nerdctl"}}
 )
+
+// All are the peers that there are.
+var All = []Peer{Containerd24, Containerd23, Containerd22, Crictl, Critest, Runc, BuildKit, Nerdctl}
 
 // Cache is the directory that peers are kept in: what the environment variable
 // SNAPFS_PEERS names, or a folder of the user's cache.
@@ -70,7 +76,7 @@ func (p Peer) String() string { return p.Name + "@" + p.Version }
 // Names lists the programs.
 func (p Peer) Names() (list []string) {
 	for _, pkg := range append(p.Programs[:len(p.Programs):len(p.Programs)], p.Tests...) {
-		list = append(list, path.Base(pkg))
+		list = append(list, path.Base(path.Join(p.Module, pkg)))
 	}
 	return list
 }
@@ -129,18 +135,18 @@ func (p Peer) build(ctx context.Context, dir string) (err error) {
 	flags := []string{"-mod=mod", "-trimpath", "-ldflags=-s -w -X " + p.Module + "/version.Version=" + p.Version, "-tags", p.Tags, "-o", out}
 	packages := func(list []string) (all []string) {
 		for _, pkg := range list {
-			all = append(all, p.Module+"/"+pkg)
+			all = append(all, path.Join(p.Module, pkg))
 		}
 		return all
 	}
 	if len(p.Programs) > 0 {
-		if err := goCommand(ctx, work, append(append([]string{"build"}, flags...), packages(p.Programs)...)); err != nil {
+		if err := p.goCommand(ctx, work, append(append([]string{"build"}, flags...), packages(p.Programs)...)); err != nil {
 			return err
 		}
 	}
 	for _, pkg := range p.Tests { // go test -c names its output NAME.test
-		flags[len(flags)-1] = out + path.Base(pkg)
-		if err := goCommand(ctx, work, append(append([]string{"test", "-c"}, flags...), packages([]string{pkg})...)); err != nil {
+		flags[len(flags)-1] = out + path.Base(path.Join(p.Module, pkg))
+		if err := p.goCommand(ctx, work, append(append([]string{"test", "-c"}, flags...), packages([]string{pkg})...)); err != nil {
 			return err
 		}
 	}
@@ -152,10 +158,10 @@ func (p Peer) build(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
-func goCommand(ctx context.Context, dir string, args []string) error {
+func (p Peer) goCommand(ctx context.Context, dir string, args []string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off", "CGO_ENABLED="+map[bool]string{false: "0", true: "1"}[p.Cgo])
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", args[0], err, strings.TrimSpace(string(out)))
 	}

@@ -3,18 +3,25 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
 	switch os.Args[1] {
 	case "sums": // of every file below a directory
 		err := filepath.WalkDir(os.Args[2], func(p string, d fs.DirEntry, err error) error {
+			if p == "/proc" || p == "/sys" || p == "/dev" {
+				return fs.SkipDir
+			}
 			if err != nil || !d.Type().IsRegular() {
 				return err
 			}
@@ -40,8 +47,76 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+	case "owner": // of a file
+		var st unix.Stat_t
+		if err := unix.Stat(os.Args[2], &st); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(st.Uid, st.Gid)
+	case "change-owner": // to another, and back
+		for _, id := range []int{77, 5} {
+			if err := os.Chown(os.Args[2], id, id+1); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
+	case "users": // that the user namespace has
+		b, err := os.ReadFile("/proc/self/uid_map")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(strings.Join(strings.Fields(string(b)), " "))
+	case "change": // what can be, below a directory, with nothing left to chance
+		if err := change(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case "wait": // until it is killed
 		fmt.Println("waiting")
 		time.Sleep(time.Hour)
 	}
+}
+
+// change does to the files of the image "changes" what a container can: new ones,
+// other bytes, modes, owners and names, links, and directories that are emptied.
+func change(top string) error {
+	in := func(name string) string { return filepath.Join(top, name) }
+	extend := func(name string) error {
+		f, err := os.OpenFile(in(name), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString("more")
+		return errors.Join(err, f.Close())
+	}
+	steps := []func() error{
+		func() error { return os.MkdirAll(in("new/dir"), 0o750) },
+		func() error { return os.WriteFile(in("new/dir/file"), make([]byte, 70_000), 0o640) },
+		func() error { return os.Symlink("dir/file", in("new/link")) },
+		func() error { return os.Chmod(in("keep/a"), 0o600) }, // no byte of it changes
+		func() error { return os.Chown(in("suid"), 7, 8) },
+		func() error { return os.Link(in("owned"), in("owned-too")) },
+		func() error { return extend("gone/y") },
+		func() error { return os.Rename(in("dir-then-file"), in("renamed")) },
+		func() error { return os.Remove(in("fifo")) },
+		func() error { return os.RemoveAll(in("opaque")) },
+		func() error { return os.Mkdir(in("opaque"), 0o755) },
+		func() error { return os.WriteFile(in("opaque/again"), []byte("again"), 0o644) },
+		func() error { return os.Truncate(in("capable"), 3) },
+	}
+	for i, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("step %d: %w", i, err)
+		}
+	}
+	when := time.Unix(1_700_000_100, 0)
+	for _, name := range []string{"new/dir/file", "new/dir", "new", "keep/a", "keep", "suid", "owned", "gone/y", "gone", "renamed", "opaque/again", "opaque", "capable", "."} {
+		if err := os.Chtimes(in(name), when, when); err != nil {
+			return err
+		}
+	}
+	ts := []unix.Timespec{{Sec: when.Unix()}, {Sec: when.Unix()}}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, in("new/link"), ts, unix.AT_SYMLINK_NOFOLLOW)
 }
