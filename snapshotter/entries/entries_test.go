@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -218,10 +219,13 @@ func queueOf(one func(context.Context, key) error) (e *Entries, stop func()) {
 
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // a sleep of synctest orders nothing for the race detector
 		var tries []time.Duration
 		start := time.Now()
 		down := true
 		e, stop := queueOf(func(context.Context, key) error {
+			mu.Lock()
+			defer mu.Unlock()
 			tries = append(tries, time.Since(start))
 			if down {
 				return fmt.Errorf("containerd restarts: %w", errdefs.ErrUnavailable)
@@ -235,14 +239,18 @@ func TestRetry(t *testing.T) {
 		if got, want := fmt.Sprint(tries), "[0s 1s 3s 7s]"; got != want {
 			t.Errorf("tries at %s, want %s", got, want)
 		}
+		mu.Lock()
 		down = false
+		mu.Unlock()
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		if len(tries) != 5 || len(e.queued) != 0 {
 			t.Errorf("%d tries, %d queued; want 5 and none", len(tries), len(e.queued))
 		}
 
+		mu.Lock()
 		down, tries = true, nil
+		mu.Unlock()
 		e.Prepared("one", layer.Digest)
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -269,12 +277,12 @@ func TestNoRetry(t *testing.T) {
 // TestBound: a containerd that never answers costs no more than the queue.
 func TestBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		made := 0
+		var made atomic.Int64
 		release := make(chan struct{})
 		e, stop := queueOf(func(ctx context.Context, _ key) error {
 			select {
 			case <-release:
-				made++
+				made.Add(1)
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
@@ -290,12 +298,12 @@ func TestBound(t *testing.T) {
 		}
 		close(release)
 		synctest.Wait()
-		if made != maxQueue || len(e.queued) != 0 {
-			t.Errorf("%d made, %d queued; want %d and none", made, len(e.queued), maxQueue)
+		if n := made.Load(); n != maxQueue || len(e.queued) != 0 {
+			t.Errorf("%d made, %d queued; want %d and none", n, len(e.queued), maxQueue)
 		}
 		e.Prepared("one", layer.Digest)
 		synctest.Wait()
-		if made != maxQueue+1 {
+		if made.Load() != maxQueue+1 {
 			t.Error("after that nothing is made")
 		}
 	})
