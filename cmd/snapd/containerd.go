@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -117,9 +118,11 @@ const rpcGrace = 500 * time.Millisecond
 
 // openContainerds builds what each containerd is served with.
 func (d *daemon) openContainerds() error {
-	for i, e := range d.c.containerds() {
-		if i >= len(d.w.Sockets) || d.w.Sockets[i].Path != e.Socket {
-			return fmt.Errorf("containerd.socket = %q: this supervisor holds other sockets; restart it", e.Socket)
+	for _, e := range d.c.containerds() {
+		i := slices.IndexFunc(d.w.Sockets, func(l supervisor.Listener) bool { return l.Path == e.Socket })
+		if i < 0 { // the configuration was changed under a running daemon, and this worker replaces one that died
+			d.log.Error("containerd is not served before snapd is restarted", "containerd", e.Name, "socket", e.Socket)
+			continue
 		}
 		log := d.log.With("containerd", e.Name)
 		d.containerds = append(d.containerds, &containerd{

@@ -129,8 +129,11 @@ func supervise(c Config, log *slog.Logger) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	reload, end := reloads(ctx, c, log)
+	defer end()
 	return supervisor.Run(ctx, supervisor.Options{
-		Root: c.Root, Run: c.Run, Log: log, Keeper: []string{runner, "keeper"}, Sockets: c.sockets(),
+		Reload: reload,
+		Root:   c.Root, Run: c.Run, Log: log, Keeper: []string{runner, "keeper"}, Sockets: c.sockets(),
 		InUse: func() bool { return inUse(c.Run) },
 	})
 }

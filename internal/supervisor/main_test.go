@@ -60,6 +60,20 @@ func testLog() *slog.Logger {
 func supervise(dir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
+	hup, reload := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(hup, unix.SIGHUP)
+	var relay sync.WaitGroup
+	defer relay.Wait()
+	defer close(hup)
+	defer signal.Stop(hup)
+	relay.Go(func() {
+		for range hup {
+			select {
+			case reload <- struct{}{}:
+			case <-ctx.Done():
+			}
+		}
+	})
 	sockets, _ := os.ReadFile(filepath.Join(dir, "sockets")) // most tests want none
 	return Run(ctx, Options{
 		Root:    filepath.Join(dir, "root"),
@@ -67,6 +81,7 @@ func supervise(dir string) error {
 		Sockets: strings.Fields(string(sockets)),
 		Worker:  []string{"/proc/self/exe"},
 		Keeper:  []string{"/proc/self/exe", "keeper"},
+		Reload:  reload,
 		Log:     testLog(),
 	})
 }

@@ -58,6 +58,9 @@ type Options struct {
 	// InUse says, when the daemon stops, whether anything still uses its
 	// mounts; nil: whether RUN/containers has entries.
 	InUse func() bool
+	// Reload has the worker told to stop and replaced, for every value. Clients and
+	// readers wait meanwhile. nil: never.
+	Reload <-chan struct{}
 	// Drain is how long a worker that was told to stop may take; 0: 10 s.
 	Drain time.Duration
 	// ReadAhead of the FUSE mount, KiB; 0: see defaultReadAhead.
@@ -93,10 +96,11 @@ type supervisor struct {
 	stop context.CancelFunc
 	kids *children
 
-	service service
-	deaf    bool     // the service manager did not listen
-	fresh   bool     // fuse is another mount than the one before
-	stored  *os.File // the fuse that the service manager has a duplicate of
+	service   service
+	deaf      bool     // the service manager did not listen
+	fresh     bool     // fuse is another mount than the one before
+	reloading bool     // the service manager was told that the worker is replaced
+	stored    *os.File // the fuse that the service manager has a duplicate of
 
 	lock    *os.File
 	sockets []socket // of Options.paths

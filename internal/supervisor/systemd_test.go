@@ -213,6 +213,39 @@ func TestServiceManagerHearsOfWorkers(t *testing.T) {
 	m.until("the end", func() bool { return len(m.store) == 0 })
 }
 
+// A reload replaces the worker, and the manager hears when that is done.
+func TestServiceManagerReloads(t *testing.T) {
+	b := newTestbed(t)
+	m := newManager(t)
+	d := b.startWith(m.environment)
+	dir, sums := b.rootfs(200)
+	stop := b.load(dir, sums)
+	defer stop()
+	pid := d.worker(0)
+	for n := range 3 {
+		kill(d.cmd.Process.Pid, unix.SIGHUP)
+		next := d.worker(pid)
+		m.until("reload", func() bool {
+			return m.count("RELOADING=1") == n+1 && m.count("READY=1") == n+2 && m.count(fmt.Sprintf("STATUS=worker %d serves ", next)) == 1
+		})
+		pid = next
+	}
+	s, err := d.status()
+	if err != nil || s.Restarts != 0 {
+		t.Errorf("status %+v, %v: a worker that was told to end did not die", s, err)
+	}
+	m.mu.Lock()
+	clock := slices.IndexFunc(m.heard, func(l string) bool { return strings.HasPrefix(l, "MONOTONIC_USEC=") && l != "MONOTONIC_USEC=0" })
+	if got := m.stored(); got != oneEach || clock < 0 {
+		t.Errorf("stored: %s, heard %q", got, m.heard)
+	}
+	m.mu.Unlock()
+	if stop() == 0 {
+		t.Error("nothing was read")
+	}
+	b.settled(d, dir)
+}
+
 // A mount that is lost does not stay in the store beside the next.
 func TestServiceManagerForgetsALostMount(t *testing.T) {
 	b := newTestbed(t)

@@ -54,10 +54,15 @@ func (s *supervisor) work(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("start worker: %w", err)
 		}
-		lived, status, stopped := s.watch(ctx, pid, end)
+		lived, status, why := s.watch(ctx, pid, end)
 		s.resend = true
-		if stopped {
+		switch why {
+		case stopped:
 			return nil
+		case reloaded:
+			s.log.Info("worker ended as it was told to; starting another", "pid", pid)
+			idle = 0
+			continue
 		}
 		if status.ExitStatus() == ExitFatal && !s.notified {
 			return ErrWorker
@@ -124,13 +129,23 @@ func (s *supervisor) tell(state string) {
 	s.deaf = err != nil
 }
 
-// watch waits for the end of the worker pid. It tells it to stop when ctx ends.
-func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitStatus) (lived bool, status unix.WaitStatus, stopped bool) {
+// Why a worker ended.
+type reason int
+
+const (
+	died reason = iota
+	stopped
+	reloaded
+)
+
+// watch waits for the end of the worker pid. It tells it to stop when ctx ends,
+// or when it is to be replaced.
+func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitStatus) (lived bool, status unix.WaitStatus, why reason) {
 	s.mu.Lock()
 	ready := s.ready
 	s.mu.Unlock()
 	var since time.Time
-	done := ctx.Done()
+	done, reload := ctx.Done(), s.o.Reload
 	var overdue <-chan time.Time
 	alarm, silence := s.alarm()
 	defer silence()
@@ -139,20 +154,28 @@ func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitSta
 		case status = <-end:
 			s.mu.Lock()
 			s.worker, s.isReady = 0, false
-			s.restarts++
+			if why != reloaded {
+				s.restarts++
+			}
 			s.mu.Unlock()
-			return !since.IsZero() && time.Since(since) >= atWork, status, ctx.Err() != nil
+			if ctx.Err() != nil {
+				why = stopped
+			}
+			return !since.IsZero() && time.Since(since) >= atWork, status, why
 		case <-ready:
 			ready, since = nil, time.Now()
 			s.announce(pid)
 		case <-alarm:
 			s.tell("WATCHDOG=1")
 		case <-done:
-			done = nil
+			done, reload = nil, nil
 			s.tell("STOPPING=1\nSTATUS=the worker is told to stop")
-			kill(pid, unix.SIGTERM)
-			kill(pid, unix.SIGCONT)
-			overdue = time.After(s.o.Drain)
+			overdue = s.dismiss(pid)
+		case <-reload:
+			reload, why = nil, reloaded
+			s.tell(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d\nSTATUS=the worker is being replaced", monotonic().Microseconds()))
+			s.reloading = true
+			overdue = s.dismiss(pid)
 		case <-s.keeperGone:
 			s.log.Warn("keeper ended; starting another")
 			if err := s.hold(ctx); err != nil {
@@ -165,6 +188,22 @@ func (s *supervisor) watch(ctx context.Context, pid int, end <-chan unix.WaitSta
 	}
 }
 
+// dismiss tells a worker to stop, and returns when it should have.
+func (s *supervisor) dismiss(pid int) <-chan time.Time {
+	kill(pid, unix.SIGTERM)
+	kill(pid, unix.SIGCONT)
+	return time.After(s.o.Drain)
+}
+
+// monotonic is the time that the service manager wants with RELOADING=1 (systemd 253).
+func monotonic() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
 func describe(status unix.WaitStatus) string {
 	if status.Signaled() {
 		return status.Signal().String()
@@ -172,14 +211,18 @@ func describe(status unix.WaitStatus) string {
 	return fmt.Sprintf("exit status %d", status.ExitStatus())
 }
 
-// announce says that the worker serves, and the first time that the daemon is up.
+// announce says that the worker serves, and the first time that the daemon is up,
+// or up again.
 func (s *supervisor) announce(pid int) {
 	state := fmt.Sprintf("STATUS=worker %d serves %s", pid, s.o.Run)
 	if !s.notified {
 		s.notified = true
 		s.log.Info("ready", "socket", Socket(s.o.Run))
 		state = "READY=1\n" + state
+	} else if s.reloading {
+		state = "READY=1\n" + state
 	}
+	s.reloading = false
 	s.tell(state)
 }
 
