@@ -146,6 +146,11 @@ func (s *supervisor) release(ctx context.Context, found *[]socket) (pid int, err
 		*found = append(*found, socket{path: path, file: files[3+i]})
 	}
 	s.init, s.resend = r.Init, true
+	for name, state := range r.Memory {
+		if err := s.memory.put(name, state); err != nil {
+			s.log.Warn("what the worker remembered is lost", "err", err)
+		}
+	}
 	s.log.Info("took over from the worker of an earlier supervisor", "pid", peer.Pid)
 	return int(peer.Pid), nil
 }

@@ -190,6 +190,16 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 				return err
 			}
 			return r.Reply(pid)
+		case "remember":
+			return w.Remember(ctx, args[0], []byte(args[1]))
+		case "recall":
+			return r.Reply(string(w.Recall(args[0])))
+		case "run":
+			out, err := w.RunProgram(ctx, Program{Name: args[0], Args: args[1:], Env: []string{"OF_OURS=ours"}, Most: 100})
+			if err != nil {
+				return err
+			}
+			return r.Reply(string(out))
 		case "output":
 			out, err := w.Output(ctx, args[0], args[1], []byte(args[2]))
 			if err != nil && len(out) > 0 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -23,8 +24,9 @@ const (
 )
 
 type programArgs struct {
-	Name string // in PATH
+	Name string // in PATH, or an absolute path
 	Args []string
+	Env  []string `json:",omitempty"` // beside the supervisor's
 }
 
 type programEnd struct {
@@ -40,7 +42,7 @@ func (s *supervisor) program(ctx context.Context, r *control.Request) error {
 	if err := r.Decode(&a); err != nil {
 		return err
 	}
-	if len(r.Files) != 2 || a.Name == "" || strings.ContainsAny(a.Name, "/\x00") {
+	if len(r.Files) != 2 || a.Name == "" || strings.ContainsRune(a.Name, 0) || strings.ContainsRune(a.Name, '/') && !filepath.IsAbs(a.Name) {
 		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("program %q with %d descriptors", a.Name, len(r.Files))}
 	}
 	path, err := exec.LookPath(a.Name)
@@ -55,7 +57,7 @@ func (s *supervisor) program(ctx context.Context, r *control.Request) error {
 		return err
 	}
 	defer null.Close()
-	pid, end, err := s.kids.start(append([]string{path}, a.Args...), environ(), "/", []*os.File{r.Files[0], r.Files[1], null})
+	pid, end, err := s.kids.start(append([]string{path}, a.Args...), environ(a.Env...), "/", []*os.File{r.Files[0], r.Files[1], null})
 	if err != nil {
 		return err
 	}
@@ -86,10 +88,27 @@ func (c *children) kill(pid int) {
 	}
 }
 
+// A Program is one that runs for a short time and answers on its standard output.
+type Program struct {
+	Name  string // in PATH, or an absolute path
+	Args  []string
+	Env   []string // NAME=VALUE, beside the supervisor's
+	Stdin []byte
+	Most  int // bytes of its output; more are an error. 0: the first MiB counts
+}
+
+// errOutput says that a program has written too much.
+var errOutput = errors.New("its output is too long")
+
 // Output has the supervisor run a program of PATH with stdin as its standard
 // input, and returns its standard output, at most 1 MiB of it, also when it
 // failed. The program ends with ctx.
 func (w *Worker) Output(ctx context.Context, name, arg string, stdin []byte) (stdout []byte, err error) {
+	return w.RunProgram(ctx, Program{Name: name, Args: []string{arg}, Stdin: stdin})
+}
+
+// RunProgram is Output for any program.
+func (w *Worker) RunProgram(ctx context.Context, p Program) (stdout []byte, err error) {
 	in, inEnd, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -99,18 +118,22 @@ func (w *Worker) Output(ctx context.Context, name, arg string, stdin []byte) (st
 		closeAll(in, inEnd)
 		return nil, err
 	}
+	most, excess := p.Most, int64(0)
+	if most <= 0 {
+		most = maxOutput
+	}
 	var ends sync.WaitGroup
 	ends.Go(func() {
-		inEnd.Write(stdin) // a program need not read it
+		inEnd.Write(p.Stdin) // a program need not read it
 		inEnd.Close()
 	})
 	ends.Go(func() {
 		defer out.Close()
-		stdout, _ = io.ReadAll(io.LimitReader(out, maxOutput)) // what came counts; the status tells the rest
-		io.Copy(io.Discard, out)
+		stdout, _ = io.ReadAll(io.LimitReader(out, int64(most))) // what came counts; the status tells the rest
+		excess, _ = io.Copy(io.Discard, out)
 	})
 	var e programEnd
-	_, err = w.ask(ctx, opProgram, programArgs{name, []string{arg}}, &e, in, outEnd)
+	_, err = w.ask(ctx, opProgram, programArgs{p.Name, p.Args, p.Env}, &e, in, outEnd)
 	deadline := time.Now().Add(pipeTime)
 	closeAll(in, outEnd)
 	inEnd.SetWriteDeadline(deadline)
@@ -118,11 +141,13 @@ func (w *Worker) Output(ctx context.Context, name, arg string, stdin []byte) (st
 	ends.Wait()
 	switch {
 	case err != nil:
-		return stdout, fmt.Errorf("%s: %w", name, err)
+		return stdout, fmt.Errorf("%s: %w", p.Name, err)
 	case e.Signal != "":
-		return stdout, fmt.Errorf("%s: %s", name, e.Signal)
+		return stdout, fmt.Errorf("%s: %s", p.Name, e.Signal)
 	case e.Status != 0:
-		return stdout, fmt.Errorf("%s: exit status %d", name, e.Status)
+		return stdout, fmt.Errorf("%s: exit status %d", p.Name, e.Status)
+	case p.Most > 0 && excess > 0:
+		return stdout, fmt.Errorf("%s: %w: more than %d bytes", p.Name, errOutput, most)
 	}
 	return stdout, nil
 }

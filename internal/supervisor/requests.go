@@ -17,13 +17,15 @@ const (
 	OpStatus = "supervisor.status" // nil → Status
 	OpStop   = "supervisor.stop"   // nil; answered before the daemon stops
 
-	opReady   = "supervisor.ready"   // readyArgs
-	opMount   = "supervisor.mount"   // mountArgs → mountResult
-	opUnmount = "supervisor.unmount" // mountArgs
-	opMap     = "supervisor.map"     // mapArgs → mountResult
-	opKeep    = "supervisor.keep"    // keepArgs
-	opSpawn   = "supervisor.spawn"   // Process, descriptors → spawned
-	opProgram = "supervisor.program" // programArgs, two descriptors → programEnd
+	opReady   = "supervisor.ready"    // readyArgs
+	opMount   = "supervisor.mount"    // mountArgs → mountResult
+	opUnmount = "supervisor.unmount"  // mountArgs
+	opMap     = "supervisor.map"      // mapArgs → mountResult
+	opKeep    = "supervisor.keep"     // keepArgs
+	opSpawn   = "supervisor.spawn"    // Process, descriptors → spawned
+	opStore   = "supervisor.remember" // memory
+	opRecall  = "supervisor.recall"   // nil → memory
+	opProgram = "supervisor.program"  // programArgs, two descriptors → programEnd
 
 	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors and more
 )
@@ -54,7 +56,8 @@ type spawned struct{ Pid int }
 
 type released struct {
 	Init    []byte
-	Sockets []string `json:",omitempty"` // paths of those whose descriptors come fourth and later
+	Memory  map[string][]byte `json:",omitempty"`
+	Sockets []string          `json:",omitempty"` // paths of those whose descriptors come fourth and later
 }
 
 // A Process is a program to be started detached: in its own session, with
@@ -87,6 +90,10 @@ func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 		return s.keepMapped(r)
 	case opSpawn:
 		return s.spawn(r)
+	case opStore:
+		return s.remember(r)
+	case opRecall:
+		return r.Reply(s.memory.all())
 	case opProgram:
 		return s.program(ctx, r)
 	}

@@ -111,6 +111,8 @@ type supervisor struct {
 	keeperGone chan struct{} // gets a value when the keeper has ended
 	watching   sync.WaitGroup
 
+	memory memories
+
 	images sync.Mutex // held while mounts of images change
 
 	mu       sync.Mutex

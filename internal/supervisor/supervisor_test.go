@@ -411,6 +411,15 @@ func TestPrograms(t *testing.T) {
 			t.Errorf("%s: %.100q, %v, want %.100q, %s", c.name, got, err, c.want, c.fails)
 		}
 	}
+	var got string
+	if err := d.call("run", &got, "/bin/sh", "-c", `echo $OF_OURS $0 "$@" $HOME`, "a", "b c"); err != nil || got != "ours a b c "+os.Getenv("HOME")+"\n" {
+		t.Errorf("run: %q, %v", got, err)
+	}
+	for _, argv := range [][]string{{"/no/such/program"}, {"bin/sh"}, {"/bin/sh", "-c", "head -c 101 /dev/zero"}} {
+		if err := d.call("run", nil, argv...); err == nil {
+			t.Errorf("run of %q: no error", argv)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	hung := make(chan error, 1)
 	go func() {
@@ -451,6 +460,65 @@ func TestPrograms(t *testing.T) {
 	}
 	b.kill9(s.Worker)
 	b.start().shut()
+}
+
+// What a worker remembers is there for the next, whoever of worker and supervisor dies, and not for who comes after both.
+func TestMemory(t *testing.T) {
+	b := newTestbed(t)
+	d := b.start()
+	recall := func(when, want string) {
+		t.Helper()
+		var got string
+		if err := d.call("recall", &got, "a"); err != nil || got != want {
+			t.Errorf("%s: %q, %v, want %q", when, got, err, want)
+		}
+	}
+	recall("at first", "")
+	if err := errors.Join(d.call("remember", nil, "a", "old"), d.call("remember", nil, "a", "one"), d.call("remember", nil, "b", "x")); err != nil {
+		t.Fatal(err)
+	}
+	pid := d.worker(0)
+	d.kill9(pid)
+	pid = d.worker(pid)
+	recall("after the worker", "one")
+	d.cmd.Process.Kill()
+	d.wait()
+	recall("without a supervisor", "one")
+	if err := d.call("remember", nil, "a", "two"); err != nil {
+		t.Errorf("remember without a supervisor: %v", err)
+	}
+	d = b.start()
+	pid = d.worker(pid)
+	recall("after the supervisor", "two")
+	d.kill9(pid)
+	d.worker(pid)
+	recall("after supervisor and worker", "two")
+	if err := d.call("remember", nil, "a", ""); err != nil {
+		t.Error(err)
+	}
+	recall("after it was forgotten", "")
+	if err := d.call("remember", nil, "a", strings.Repeat("x", maxMemory+1)); err == nil {
+		t.Error("too much is remembered")
+	}
+	for i := range maxMemories + 1 {
+		if err := d.call("remember", nil, fmt.Sprint("n", i), "x"); (err != nil) != (i >= maxMemories-1) {
+			t.Errorf("memory %d: %v", i, err)
+		}
+	}
+	if err := d.call("remember", nil, "a", "again"); err == nil {
+		t.Error("one more is remembered")
+	}
+	found, err := exec.Command("grep", "-rls", "two", b.root, b.run).Output()
+	if len(found) > 0 {
+		t.Errorf("on disk: %s, %v", found, err)
+	}
+	pid = d.worker(0)
+	d.cmd.Process.Kill()
+	d.wait()
+	b.kill9(pid)
+	d = b.start()
+	recall("after both", "")
+	d.shut()
 }
 
 // An image is mounted once, taken away once, and outlives the daemon if something is in use.

@@ -35,14 +35,16 @@ type Worker struct {
 	Supervisor int               // pid
 	Restarts   int               // workers before this one, under this supervisor
 
-	run      string
-	socket   *os.File // the descriptor Listener was made of
-	lock     *os.File
-	stop     context.CancelCauseFunc
-	signals  chan os.Signal
-	release  *net.UnixListener
-	serving  sync.WaitGroup
-	released sync.Once
+	remembering sync.Mutex
+	memory      memories // what was not forgotten with an earlier worker
+	run         string
+	socket      *os.File // the descriptor Listener was made of
+	lock        *os.File
+	stop        context.CancelCauseFunc
+	signals     chan os.Signal
+	release     *net.UnixListener
+	serving     sync.WaitGroup
+	released    sync.Once
 }
 
 // A Listener is a further socket that clients connect to; see Options.Sockets.
@@ -85,6 +87,9 @@ func Attach(ctx context.Context, log *slog.Logger) (*Worker, context.Context, er
 		}
 		w.Sockets = append(w.Sockets, Listener{l, path, f})
 	}
+	if err := w.recall(ctx); err != nil {
+		return nil, nil, err
+	}
 	if w.release, err = listen(workerSocket(w.run)); err != nil {
 		return nil, nil, err
 	}
@@ -107,7 +112,7 @@ func (w *Worker) handle(_ context.Context, r *control.Request) error {
 	if r.Op != opRelease {
 		return &control.Error{Code: control.CodeInvalid, Message: "worker: unknown operation " + r.Op}
 	}
-	answer := released{Init: w.Init}
+	answer := released{Init: w.Init, Memory: w.memory.all()}
 	files := []*os.File{w.Fuse, w.socket, w.lock}
 	for _, l := range w.Sockets {
 		answer.Sockets = append(answer.Sockets, l.Path)
