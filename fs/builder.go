@@ -163,7 +163,7 @@ func (b *builder) file(e *layers.Entry) (*Node, error) {
 		}
 		n.Major, n.Minor = e.Major, e.Minor
 		if e.Kind == layers.Char && e.Major == 0 && e.Minor == 0 {
-			n.Kind = Whiteout // to overlayfs it is one, however it came to be
+			n.Kind = whiteout // to overlayfs it is one, however it came to be
 		}
 	case layers.Fifo:
 	default:

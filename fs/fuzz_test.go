@@ -14,7 +14,7 @@ import (
 
 // A model is a stack of unpacked layers, each a map of names: Merge done simply,
 // without symbolic links. A value is 'd' a directory, 'o' an opaque one, 'w' a
-// Whiteout, 'f' anything else.
+// whiteout, 'f' anything else.
 type model []map[string]byte
 
 // unpack adds a layer; false if it cannot be unpacked.
@@ -187,7 +187,7 @@ func check(t *testing.T, tree *Tree) {
 		if p != "" && checkElem(path.Base(p)) != nil {
 			t.Errorf("name %q", p)
 		}
-		if n.Kind == Whiteout || n.Kind == layers.Hardlink || n.flags&unsorted != 0 {
+		if n.Kind == whiteout || n.Kind == layers.Hardlink || n.flags&unsorted != 0 {
 			t.Errorf("%q: kind %d, flags %d", p, n.Kind, n.flags)
 		}
 		if n.Kind != layers.Dir && (links[n] > n.Nlink || len(n.kids) > 0) {

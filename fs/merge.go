@@ -38,15 +38,7 @@ import (
 // What cannot be unpacked is refused with layers.ErrBadLayer: a hard link to
 // nothing or to a directory, a file in the place of a parent directory, a name
 // the kernel would not take. layers.ErrTooLarge says that a limit is exceeded.
-func Merge(lower *Tree, upper *layers.Index) (*Tree, error) { return merge(lower, upper, false) }
-
-// Over is Merge for layers under which other directories lie, of which nothing
-// is known here: it keeps what hides names there. The tree has [Whiteout] nodes
-// and opaque directories, where they matter to overlayfs: a whiteout in a
-// directory that itself lets nothing through is left out.
-func Over(lower *Tree, upper *layers.Index) (*Tree, error) { return merge(lower, upper, true) }
-
-func merge(lower *Tree, upper *layers.Index, shown bool) (*Tree, error) {
+func Merge(lower *Tree, upper *layers.Index) (*Tree, error) {
 	if lower == nil {
 		lower = &Tree{}
 	}
@@ -59,7 +51,7 @@ func merge(lower *Tree, upper *layers.Index, shown bool) (*Tree, error) {
 	}
 	b.dirTimes(upper.Entries)
 	m := merger{n: lower.n}
-	m.over(lower.root, b.root, shown)
+	m.over(lower.root, b.root)
 	if m.n > layers.MaxImageFiles {
 		return nil, fmt.Errorf("%d files: %w", m.n, layers.ErrTooLarge)
 	}
@@ -68,25 +60,21 @@ func merge(lower *Tree, upper *layers.Index, shown bool) (*Tree, error) {
 
 // A merger lays the finished tree of a layer, which it changes in place, over
 // the tree below it. n is the number of names.
-//
-// Its methods are told whether a directory is shown over others that are in no
-// tree: then what hides their names stays.
 type merger struct{ n int }
 
 // over makes upper what overlayfs shows of upper over lower.
-func (m *merger) over(lower, upper *Node, shown bool) {
+func (m *merger) over(lower, upper *Node) {
 	upper.order()
 	if lower == nil {
-		m.alone(upper, shown)
+		m.alone(upper)
 		return
 	}
 	upper.Nlink = 1 // fs/overlayfs/inode.c, ovl_getattr: of every merged directory
-	upper.flags |= lower.flags & opaque
-	upper.kids = m.kids(lower.kids, upper.kids, shown && !upper.Opaque())
+	upper.kids = m.kids(lower.kids, upper.kids)
 }
 
 // kids merges the names of two directories.
-func (m *merger) kids(lower, upper []Child, shown bool) []Child {
+func (m *merger) kids(lower, upper []Child) []Child {
 	if len(upper) == 0 {
 		return lower
 	}
@@ -102,7 +90,7 @@ func (m *merger) kids(lower, upper []Child, shown bool) []Child {
 			below, lower = lower[0].Node, lower[1:]
 			m.n--
 		}
-		if m.child(below, u.Node, shown) {
+		if m.child(below, u.Node) {
 			all = append(all, u)
 			m.n++
 		}
@@ -112,38 +100,28 @@ func (m *merger) kids(lower, upper []Child, shown bool) []Child {
 
 // child lays one name over what is below it, if anything. It reports whether
 // the name remains.
-func (m *merger) child(below, u *Node, shown bool) bool {
+func (m *merger) child(below, u *Node) bool {
 	if u.Kind == layers.Dir && u.flags&opaque == 0 && below != nil && below.Kind == layers.Dir {
-		m.over(below, u, shown)
+		m.over(below, u)
 		return true
 	}
 	if below != nil {
 		m.n -= below.names()
 	}
-	switch u.Kind {
-	case layers.Dir:
+	if u.Kind == layers.Dir {
 		u.order()
-		if below != nil && below.Kind != layers.Dir { // overlayfs looks for directories no further than that
-			u.flags |= opaque
-		}
-		m.alone(u, shown)
-	case Whiteout:
-		u.Nlink = 1
-		return shown
+		m.alone(u)
 	}
-	return true
+	return u.Kind != whiteout
 }
 
-// alone finishes a directory with nothing below it in the tree.
-func (m *merger) alone(dir *Node, shown bool) {
+// alone finishes a directory with nothing below it.
+func (m *merger) alone(dir *Node) {
 	dir.Nlink = 2
-	if !shown {
-		dir.flags = 0
-	}
-	shown = shown && !dir.Opaque()
+	dir.flags = 0
 	kids := dir.kids[:0]
 	for _, c := range dir.kids {
-		if m.child(nil, c.Node, shown) {
+		if m.child(nil, c.Node) {
 			kids = append(kids, c)
 			m.n++
 		}

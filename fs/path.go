@@ -110,7 +110,7 @@ func (b *builder) viewAt(name string) *Node {
 		if u != nil && (u.Kind != layers.Dir || l != nil && l.Kind != layers.Dir) {
 			l = nil
 		}
-		if u != nil && u.Kind == Whiteout || u == nil && l == nil {
+		if u != nil && u.Kind == whiteout || u == nil && l == nil {
 			return nil
 		}
 		upper, lower = u, l
@@ -200,7 +200,7 @@ func (b *builder) linkTarget(e *layers.Entry) (*Node, error) {
 		}
 	}
 	switch {
-	case n == nil || n.Kind == Whiteout:
+	case n == nil || n.Kind == whiteout:
 		return nil, fmt.Errorf("there is no such file: %w", layers.ErrBadLayer)
 	case n.Kind == layers.Dir:
 		return nil, fmt.Errorf("it is a directory: %w", layers.ErrBadLayer)

@@ -8,8 +8,7 @@
 //
 // Invariants: a Tree never changes. Merge shares with its lower tree what the
 // layer does not touch. The names in a directory are unique, in byte order, and
-// such that the kernel takes them; no name is a whiteout, but in a tree that
-// [Over] has made.
+// such that the kernel takes them; no name is a whiteout.
 package fs
 
 import (
@@ -56,9 +55,9 @@ type Child struct {
 	Node *Node
 }
 
-// Whiteout is the kind of a node that hides a name of the layers below. It
-// occurs while a layer is being built, and in the trees of [Over].
-const Whiteout layers.Kind = 0
+// whiteout is the kind of a node that hides a name of the layers below. It
+// occurs only while a layer is being built.
+const whiteout layers.Kind = 0
 
 const (
 	opaque   = 1 << iota // a directory that hides what the layers below have in it
@@ -96,10 +95,6 @@ func (n *Node) walk(dir string, yield func(string, *Node) bool) bool {
 	}
 	return true
 }
-
-// Opaque says that a directory hides what directories below have in it. In a
-// tree that [Merge] has made, none does.
-func (n *Node) Opaque() bool { return n.flags&opaque != 0 }
 
 // Children returns the names in a directory, in byte order; none of anything
 // else. The slice is not to be changed.

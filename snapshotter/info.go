@@ -165,7 +165,7 @@ func (s *Snapshotter) Held(ctx context.Context) (h Held, err error) {
 
 // name is the same for equal stacks only.
 func (st Stack) name() string {
-	name := fmt.Sprintf("%q %q %t", st.Map.UID, st.Map.GID, st.Below)
+	name := fmt.Sprintf("%q %q", st.Map.UID, st.Map.GID)
 	for _, l := range st.Layers {
 		name += fmt.Sprintf(" %q", l.Key)
 	}

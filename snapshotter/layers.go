@@ -30,12 +30,8 @@ type IDMap struct {
 
 // A Stack is a run of layers that are shown as one directory.
 type Stack struct {
-	Layers []Layer // lowest first
-	// Below says that directories of a snapshotter lie below it, so that
-	// whiteouts and opaque directories must stay visible to overlayfs. A
-	// Snapshotter never asks for that: see chain.
-	Below bool
-	Map   IDMap
+	Layers []Layer // the lowest of an image and those above it, in this order; see chain
+	Map    IDMap
 }
 
 // Mounted is a stack that is mounted.

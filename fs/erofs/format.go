@@ -1,9 +1,6 @@
 package erofs
 
-import (
-	"github.com/snapfs/snapfs/fs"
-	"github.com/snapfs/snapfs/layers"
-)
+import "github.com/snapfs/snapfs/layers"
 
 // The on-disk format, as much of it as is written here (Linux 6.18,
 // fs/erofs/erofs_fs.h). All numbers are little-endian. What is written is
@@ -59,7 +56,7 @@ func fileType(k layers.Kind) (mode uint16, dirent byte) {
 		return 0o040000, 2
 	case layers.Symlink:
 		return 0o120000, 7
-	case layers.Char, fs.Whiteout: // which is the character device 0:0
+	case layers.Char:
 		return 0o020000, 3
 	case layers.Block:
 		return 0o060000, 4

@@ -25,9 +25,6 @@ const (
 	redirect = "trusted.overlay.redirect"
 )
 
-// opaque marks a directory that hides what other lower layers have in it.
-var opaque = layers.Xattr{Name: "trusted.overlay.opaque", Value: "y"}
-
 // objectXattrs is the size of the two entries that lead to an object.
 var objectXattrs = entrySize(layers.Xattr{Name: metacopy}) + entrySize(layers.Xattr{Name: redirect, Value: "/" + layers.Sum{}.Path()})
 
@@ -129,9 +126,6 @@ func (w *writer) xattrSize(n *fs.Node, object bool) (int, error) {
 	if object {
 		size += objectXattrs
 	}
-	if n.Opaque() {
-		size += entrySize(opaque)
-	}
 	if size += 4 * refs; size == 0 {
 		return 0, nil
 	}
@@ -143,7 +137,7 @@ func (w *writer) xattrSize(n *fs.Node, object bool) (int, error) {
 
 // appendXattrs appends what xattrSize has measured.
 func (w *writer) appendXattrs(b []byte, n *fs.Node, object bool) []byte {
-	if len(n.Xattrs) == 0 && !object && !n.Opaque() {
+	if len(n.Xattrs) == 0 && !object {
 		return b
 	}
 	head := len(b)
@@ -166,9 +160,6 @@ func (w *writer) appendXattrs(b []byte, n *fs.Node, object bool) []byte {
 	if object {
 		b = appendEntry(b, layers.Xattr{Name: metacopy})
 		b = appendRedirect(b, n.Object)
-	}
-	if n.Opaque() {
-		b = appendEntry(b, opaque)
 	}
 	return b
 }

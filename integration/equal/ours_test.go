@@ -30,6 +30,7 @@ type ours struct {
 	store *objects.Store
 	small string // directory of small objects
 	tree  *fs.Tree
+	above []string // directories, highest first
 }
 
 func newOurs(t *testing.T) *ours {
@@ -177,7 +178,7 @@ func (s *ours) mount(t *testing.T, sealed, writable bool) (string, func()) {
 	if !sealed {
 		data = append(data, s.small)
 	}
-	dir, unmountOverlay := overlay(t, rootfs(t, []string{meta}, data, writable))
+	dir, unmountOverlay := overlay(t, rootfs(t, append(slices.Clone(s.above), meta), data, writable))
 	return dir, func() {
 		unmountOverlay()
 		if err := mounts.Unmount(meta, false); err != nil {

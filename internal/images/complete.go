@@ -72,7 +72,7 @@ func (s *Service) seal(ctx context.Context, k *Known) error {
 		if row == nil || row.Sealed {
 			return row, nil
 		}
-		row, err := s.build(k.Tree, row.Layers, row.Below, nil)
+		row, err := s.build(k.Tree, k.Layers, nil)
 		if err != nil {
 			return nil, fmt.Errorf("seal metadata image: %w", err)
 		}

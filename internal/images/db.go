@@ -100,7 +100,6 @@ func (l *layerRow) origin() string {
 // treeRow is a metadata image on disk.
 type treeRow struct {
 	Layers  []string
-	Below   bool `json:",omitempty"` // it has what hides names of directories below: see Stack
 	Sealed  bool
 	Durable bool
 	Files   int64

@@ -2,13 +2,10 @@ package images
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	iofs "io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -17,11 +14,8 @@ import (
 
 // A Stack is a run of layers that a snapshotter shows as one directory.
 type Stack struct {
-	Layers []Layer // lowest first
-	// Below says that other directories lie below it, so that what hides names
-	// in them stays visible to overlayfs.
-	Below bool
-	Map   IDMap
+	Layers []Layer // the lowest of an image and those above it, in this order
+	Map    IDMap
 }
 
 // An IDMap shifts owners; the zero value shifts nothing.
@@ -34,15 +28,6 @@ type IDMap struct {
 type Mounted struct {
 	Dir  string
 	Data []string
-}
-
-// treeID names the metadata image of the stack.
-func (st *Stack) treeID(keys []string) string {
-	if !st.Below {
-		return treeID(keys)
-	}
-	sum := sha256.Sum256([]byte(strings.Join(keys, "\n") + "\nbelow"))
-	return hex.EncodeToString(sum[:])
 }
 
 // ErrNoLayers refuses a stack of none.
@@ -60,9 +45,9 @@ func (s *Service) Mount(ctx context.Context, st Stack) (Mounted, error) {
 		return Mounted{}, err
 	}
 	defer release()
-	id := st.treeID(keys)
+	id := treeID(keys)
 	defer s.pinNames(append(slices.Clone(keys), id)...)()
-	row, err := s.stackTree(ctx, id, keys, st.Below)
+	row, err := s.stackTree(ctx, id, keys)
 	if err != nil {
 		return Mounted{}, fmt.Errorf("metadata image: %w", err)
 	}
@@ -89,11 +74,11 @@ func (s *Service) mountTree(ctx context.Context, name, path string, m IDMap) (st
 }
 
 // stackTree makes the metadata image of a stack, if there is none.
-func (s *Service) stackTree(ctx context.Context, id string, keys []string, below bool) (*treeRow, error) {
+func (s *Service) stackTree(ctx context.Context, id string, keys []string) (*treeRow, error) {
 	if row := s.knownTree(id); row != nil {
 		return row, nil
 	}
-	if err := s.treeOf(ctx, id, keys, below, nil, nil); err != nil {
+	if _, err := s.tree(ctx, keys, nil, nil); err != nil {
 		return nil, err
 	}
 	if row := s.knownTree(id); row != nil {

@@ -33,24 +33,19 @@ func treeID(layerKeys []string) string {
 // its ID. fresh holds the indexes that are in memory already; others are read.
 func (s *Service) tree(ctx context.Context, keys []string, fresh []*layers.Index, progress func(control.Progress)) (string, error) {
 	id := treeID(keys)
-	return id, s.treeOf(ctx, id, keys, false, fresh, progress)
-}
-
-// treeOf makes the metadata image id, of layers that others may lie below.
-func (s *Service) treeOf(ctx context.Context, id string, keys []string, below bool, fresh []*layers.Index, progress func(control.Progress)) error {
 	_, err := s.trees.do(ctx, s.base, id, progress, func(ctx context.Context, p func(control.Progress)) (*treeRow, error) {
 		if row := s.knownTree(id); row != nil {
 			return row, nil
 		}
 		p(control.Progress{Action: "building"})
-		row, err := s.build(id, keys, below, fresh)
+		row, err := s.build(id, keys, fresh)
 		if err != nil {
 			return nil, fmt.Errorf("metadata image: %w", err)
 		}
 		p(control.Progress{Action: "building", Done: true})
 		return row, nil
 	})
-	return err
+	return id, err
 }
 
 func (s *Service) knownTree(id string) *treeRow {
@@ -66,12 +61,8 @@ func (s *Service) knownTree(id string) *treeRow {
 
 // build merges the layers and writes the metadata image. If they are complete,
 // small files go into it: then it is sealed.
-func (s *Service) build(id string, keys []string, below bool, fresh []*layers.Index) (*treeRow, error) {
-	over := fs.Merge
-	if below {
-		over = fs.Over
-	}
-	t, err := s.merge(keys, over, fresh)
+func (s *Service) build(id string, keys []string, fresh []*layers.Index) (*treeRow, error) {
+	t, err := s.merge(keys, fresh)
 	if err != nil {
 		return nil, err
 	}
@@ -89,18 +80,18 @@ func (s *Service) build(id string, keys []string, below bool, fresh []*layers.In
 	if err := f.keep(s.treePath(id, sum.Sealed)); err != nil {
 		return nil, err
 	}
-	row := &treeRow{Layers: keys, Below: below, Files: sum.Names, Sealed: sum.Sealed, Bytes: sum.Size}
+	row := &treeRow{Layers: keys, Files: sum.Names, Sealed: sum.Sealed, Bytes: sum.Size}
 	return row, s.db.Update(func(tx *bolt.Tx) error { return put(tx, "trees", id, row) })
 }
 
 // merge lays the layers over one another, lowest first.
-func (s *Service) merge(keys []string, over func(*fs.Tree, *layers.Index) (*fs.Tree, error), fresh []*layers.Index) (t *fs.Tree, err error) {
+func (s *Service) merge(keys []string, fresh []*layers.Index) (t *fs.Tree, err error) {
 	for i, key := range keys {
 		ix, err := s.index(key, fresh, i)
 		if err != nil {
 			return nil, err
 		}
-		if t, err = over(t, ix); err != nil {
+		if t, err = fs.Merge(t, ix); err != nil {
 			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(keys), err)
 		}
 	}
@@ -197,7 +188,7 @@ func (s *Service) unsealed(k *Known) error {
 	if _, err := os.Stat(s.treePath(k.Tree, false)); err == nil {
 		return nil
 	}
-	t, err := s.merge(k.Layers, fs.Merge, nil)
+	t, err := s.merge(k.Layers, nil)
 	if err != nil {
 		return err
 	}

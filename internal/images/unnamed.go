@@ -109,7 +109,7 @@ func (s *Service) heldNow(ctx context.Context) (layerKeys, trees map[string]bool
 				}
 				was, now = append(was, l.Key), append(now, key)
 			}
-			trees[st.treeID(was)], trees[st.treeID(now)] = true, true
+			trees[treeID(was)], trees[treeID(now)] = true, true
 			for _, key := range slices.Concat(was, now) {
 				layerKeys[key] = true
 			}

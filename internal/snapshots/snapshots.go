@@ -75,7 +75,7 @@ func layer(l snapshotter.Layer) images.Layer {
 }
 
 func stack(s snapshotter.Stack) images.Stack {
-	st := images.Stack{Below: s.Below, Map: images.IDMap(s.Map)}
+	st := images.Stack{Map: images.IDMap(s.Map)}
 	for _, l := range s.Layers {
 		st.Layers = append(st.Layers, layer(l))
 	}
