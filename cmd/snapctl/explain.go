@@ -71,10 +71,22 @@ func (s *story) tell(e *control.Explanation) {
 			s.say("  %s", c.Error)
 		}
 	}
-	if e.Image == nil {
-		s.say("Its image has been removed.")
-	} else {
+	switch {
+	case e.Image != nil:
 		s.image(e)
+	case e.Left == nil:
+		s.say("Its image has been removed.")
+	default:
+		s.say("Image %s", cmp.Or(e.Left.Ref, e.Left.Digest))
+	}
+	if l := e.Left; l != nil {
+		s.say("  It was left to containerd, %s, which unpacks it like any snapshotter's:", lowerFirst(ago(l.At, s.now)))
+		s.say("  %s", l.Why)
+	}
+	if e.Image == nil && e.Container == nil {
+		return
+	}
+	if e.Image != nil {
 		s.layers(e.Image)
 	}
 	if e.Start != nil {
@@ -109,6 +121,9 @@ func (s *story) image(e *control.Explanation) {
 		}
 		s.say("  %s", i.Quarantine)
 		s.say("  snapctl pull brings it in again, without that index.")
+	}
+	if len(i.Asked) > 0 {
+		s.say("  containerd has asked for it, as %s.", strings.Join(i.Asked, ", "))
 	}
 	lazy := 0
 	for _, l := range i.LayerDetails {

@@ -110,6 +110,9 @@ func TestExplainOtherStories(t *testing.T) {
 		"another worker":      {control.Explanation{Image: image(), Start: &control.Start{Kind: "start", Partial: true, Running: 1, Ready: time.Second, ReadyBy: "quiet"}}, []string{"worker was replaced meanwhile", "it read nothing any more"}, "No read waited"},
 		"pulled, then run":    {control.Explanation{Image: image(), Pull: &control.Start{Kind: "pull", Ready: time.Second, Phases: []control.Phase{{Name: "resolve", End: ms}}}, Start: &control.Start{Kind: "run", Running: ms, Ready: ms}}, []string{"Last pull, N/A: done after 1.00s"}, ""},
 		"run, which pulled":   {control.Explanation{Image: image(), Pull: &control.Start{Kind: "pull", Ready: time.Second}, Start: &control.Start{Kind: "run", Ready: ms, Phases: []control.Phase{{Name: "resolve", End: ms}}}}, nil, "Last pull"},
+		"left to containerd":  {control.Explanation{Left: &control.Left{Ref: "x", Why: "layer a: \x1b[1mno", At: noon.Add(-time.Hour)}}, []string{"Image x\n  It was left to containerd, about an hour ago, which", "  layer a: ?[1mno\n"}, "Last start"},
+		"left, but here":      {control.Explanation{Image: image(), Left: &control.Left{Ref: "x", Why: "no answer", At: noon}}, []string{"Image x (", "It was left to containerd", "  no answer\n", "Layers, the lowest first:"}, "removed"},
+		"containerd's":        {control.Explanation{Image: func() *control.ImageDetail { i := image(); i.Asked = []string{"y:1"}; return i }()}, []string{"containerd has asked for it, as y:1."}, "left to"},
 		"a reason of its own": {control.Explanation{Image: image(), Start: &control.Start{Kind: "run", Ready: ms, ReadyBy: "moon"}}, []string{"(moon)"}, ""},
 	} {
 		s := &story{now: noon}

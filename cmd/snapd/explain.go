@@ -27,7 +27,15 @@ func (d *daemon) explain(_ context.Context, a control.ExplainArgs) (control.Expl
 		}
 	}
 	e := control.Explanation{Since: d.started.UTC()}
-	k, err := d.images.Get(a.Name)
+	left, err := d.images.Left(a.Name)
+	if err != nil {
+		return e, err
+	}
+	e.Left = left
+	k, err := d.images.Find(a.Name)
+	if isNotFound(err) && left != nil {
+		return e, nil
+	}
 	if isNotFound(err) && a.Type == "" {
 		err = fmt.Errorf("no such container or image: %s: %w", a.Name, fs.ErrNotExist)
 	}
@@ -55,7 +63,7 @@ func (d *daemon) explainContainer(name string) (control.Explanation, error) {
 	if s, ok := d.starts.Container(c.ID); ok {
 		e.Start = d.complete(&s)
 	}
-	k, err := d.images.Get(string(containers.Manifest(c)))
+	k, err := d.images.Find(string(containers.Manifest(c)))
 	if isNotFound(err) { // removed by force
 		return e, nil
 	}
@@ -67,7 +75,7 @@ func (d *daemon) explainContainer(name string) (control.Explanation, error) {
 
 // explainImage adds what is known of an image.
 func (d *daemon) explainImage(e *control.Explanation, k *images.Known) error {
-	detail, err := d.images.Inspect(k.Ref)
+	detail, err := d.images.Detail(k)
 	if err != nil {
 		return err
 	}

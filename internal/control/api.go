@@ -233,6 +233,16 @@ type ImageDetail struct {
 	Quarantine       string `json:",omitempty"` // why nothing may be started on it
 	QuarantineFile   string `json:",omitempty"` // whose bytes are not as promised; explain says
 	Profile          ProfileInfo
+	// Asked is what containerd calls it, if a snapshotter has asked for it.
+	Asked []string `json:",omitempty"`
+}
+
+// A Left is an image that was left to containerd, which brings it in by itself.
+type Left struct {
+	Ref    string
+	Digest string `json:",omitempty"` // of the manifest, if containerd named it
+	Why    string
+	At     time.Time
 }
 
 // ExplainArgs names a container or an image. Type "container" or "image" says
@@ -243,6 +253,7 @@ type ExplainArgs struct{ Name, Type string }
 type Explanation struct {
 	Container *Container   `json:",omitempty"`
 	Image     *ImageDetail `json:",omitempty"` // nil: it was removed. Without its documents
+	Left      *Left        `json:",omitempty"` // not nil: when containerd last asked for the image, it was not brought in
 	Running   []string     `json:",omitempty"` // names of the containers that run on it
 	Start     *Start       `json:",omitempty"` // the container's last start, or the last on the image
 	Pull      *Start       `json:",omitempty"` // its last pull

@@ -202,7 +202,7 @@ func TestLayerRefused(t *testing.T) {
 		t.Error("the image was tried again for another layer")
 	}
 	l, err := b.Left(im.ref)
-	if err != nil || l == nil || l.Manifest != im.desc.Digest || !strings.Contains(l.Why, "layer "+short(bad)) {
+	if err != nil || l == nil || l.Digest != string(im.desc.Digest) || !strings.Contains(l.Why, "layer "+short(bad)) {
 		t.Fatalf("Left = %+v, %v", l, err)
 	}
 	if e, _, err := b.events.Read(0).Next(t.Context()); err != nil || !slices.ContainsFunc(e, func(e event) bool { return e.Action == "left" }) {

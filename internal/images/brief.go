@@ -1,6 +1,7 @@
 package images
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -10,7 +11,7 @@ import (
 
 // A Brief is an image as one looks at it every second.
 type Brief struct {
-	Refs        []string // familiar, in order
+	Refs        []string // familiar; containerd's last
 	Digest      digest.Digest
 	Layers      []string // keys
 	Tree        string
@@ -34,6 +35,11 @@ func (s *Service) Briefs() ([]Brief, error) {
 			return err
 		}
 		return each(tx, "manifests", func(_ string, m *manifestRow) error {
+			for _, ref := range m.Asked {
+				if ref = familiar(ref); !slices.Contains(refs[m.Desc.Digest], ref) {
+					refs[m.Desc.Digest] = append(refs[m.Desc.Digest], ref)
+				}
+			}
 			b := Brief{Refs: refs[m.Desc.Digest], Digest: m.Desc.Digest, Layers: m.Layers, Tree: m.Tree, Complete: true, Quarantined: m.Quarantine != nil}
 			for _, key := range m.Layers {
 				b.Complete = b.Complete && done[key]

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 )
 
@@ -130,24 +131,16 @@ func (s *Service) ours(id string) {
 	}
 }
 
-// A Left is an image that was left to containerd, and why.
-type Left struct {
-	Ref      string // familiar
-	Manifest digest.Digest
-	Why      string
-	At       time.Time
-}
-
 // Left says why an image was left to containerd when a snapshotter last asked
 // for it, by reference or manifest digest; nil if it was not.
-func (s *Service) Left(name string) (*Left, error) {
-	var found *Left
+func (s *Service) Left(name string) (*control.Left, error) {
+	var found *control.Left
 	want := canonical(name)
 	err := s.db.View(func(tx *bolt.Tx) error {
 		return each(tx, "left", func(id string, l *leftRow) error {
 			if id == want || canonical(l.Ref) == want || matchesDigest(l.Manifest, name) {
 				if found == nil || found.At.Before(l.At) {
-					found = &Left{familiar(l.Ref), l.Manifest, l.Why, l.At}
+					found = &control.Left{Ref: familiar(l.Ref), Digest: string(l.Manifest), Why: l.Why, At: l.At}
 				}
 			}
 			return nil

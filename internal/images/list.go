@@ -154,9 +154,17 @@ func (s *Service) Inspect(name string) (*control.ImageDetail, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &control.ImageDetail{Manifest: k.Manifest, Config: k.manifestRow.Config, Profile: profileInfo(s.profile(k.Desc.Digest))}
+	return s.Detail(k)
+}
+
+// Detail is Inspect for an image that was found.
+func (s *Service) Detail(k *Known) (d *control.ImageDetail, err error) {
+	d = &control.ImageDetail{Manifest: k.Manifest, Config: k.manifestRow.Config, Profile: profileInfo(s.profile(k.Desc.Digest))}
 	if k.Quarantine != nil {
 		d.Quarantine = k.Quarantine.String()
+	}
+	for _, ref := range k.Asked {
+		d.Asked = append(d.Asked, familiar(ref))
 	}
 	err = s.db.View(func(tx *bolt.Tx) error {
 		var t treeRow
@@ -170,10 +178,17 @@ func (s *Service) Inspect(name string) (*control.ImageDetail, error) {
 	return d, err
 }
 
-// Layers returns the keys of the layers of every image, by familiar reference.
+// Layers returns the keys of the layers of every image, by familiar reference:
+// also of those that only containerd has a name for.
 func (s *Service) Layers() map[string][]string {
 	all := map[string][]string{}
 	s.db.View(func(tx *bolt.Tx) error {
+		each(tx, "manifests", func(_ string, m *manifestRow) error {
+			for _, ref := range m.Asked {
+				all[familiar(ref)] = m.Layers
+			}
+			return nil
+		})
 		return each(tx, "names", func(ref string, _ *nameRow) error {
 			k, err := known(tx, ref)
 			if err == nil {
