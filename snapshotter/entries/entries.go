@@ -60,6 +60,7 @@ type Entries struct {
 	dropped bool         // for want of room, since queue was last empty
 }
 
+// A key with nothing in it stands for what was missed.
 type key struct {
 	ns   string
 	blob digest.Digest
@@ -71,21 +72,22 @@ type entry struct {
 }
 
 const (
-	maxQueue   = 8192             // entries that wait: 64 images with 128 layers each
-	maxTries   = 12               // of one entry: four minutes, if it is alone
-	firstPause = time.Second      // before something is tried again, doubled each time
-	maxPause   = 30 * time.Second // the longest
-	askTimeout = 20 * time.Second // for one entry, or for what containerd is
-	askAgain   = time.Minute      // how long it is believed what containerd is
+	maxQueue     = 8192             // entries that wait: 64 images with 128 layers each
+	maxTries     = 12               // of one entry: four minutes, if it is alone
+	firstPause   = time.Second      // before something is tried again, doubled each time
+	maxPause     = 30 * time.Second // the longest
+	askTimeout   = 20 * time.Second // for one entry, or for what containerd is
+	sweepTimeout = 5 * time.Minute
+	askAgain     = time.Minute // how long it is believed what containerd is
 )
 
-// New returns Entries that end with base or with Close. It contacts nothing
-// before there is something to do.
+// New returns Entries that end with base or with Close. First they make what is
+// missing: see sweep.
 func New(base context.Context, o Options) *Entries {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Entries{o: o, wake: make(chan struct{}, 1), queued: map[key]bool{}}
+	e := &Entries{o: o, wake: make(chan struct{}, 1), queued: map[key]bool{{}: true}, queue: []*entry{{}}}
 	base, e.end = context.WithCancel(base)
 	e.wg.Go(func() { e.serve(base) })
 	return e
@@ -189,6 +191,9 @@ func (e *Entries) run(base context.Context, one func(context.Context, key) error
 			pause = firstPause
 			e.done(en)
 			continue
+		case en.key == (key{}) && en.tries >= maxTries: // no containerd, as it seems; whoever prepares something in one asks again
+			e.done(en)
+			continue
 		case !temporary(err) || en.tries >= maxTries:
 			e.o.Log.Warn("no entry in containerd's content store", "layer", en.blob, "namespace", en.ns, "err", err)
 			e.done(en)
@@ -218,11 +223,12 @@ type client struct {
 	is    Backing
 	asked time.Time
 	told  Backing // what the log says
+	swept bool    // what was missed is made up for
 }
 
 // make makes an entry, if there can be one.
-func (c *client) make(ctx context.Context, k key) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (c *client) make(base context.Context, k key) error {
+	ctx, cancel := context.WithTimeout(base, askTimeout)
 	defer cancel()
 	if c.asked.IsZero() || time.Since(c.asked) > askAgain {
 		is, err := Ask(ctx, c.conn, c.Socket)
@@ -233,6 +239,14 @@ func (c *client) make(ctx context.Context, k key) error {
 		c.tell()
 	}
 	if c.is != Shared {
+		return nil
+	}
+	if !c.swept {
+		if err := c.sweepOnce(base); err != nil {
+			return err
+		}
+	}
+	if k == (key{}) {
 		return nil
 	}
 	info, err := c.Info(ctx, k.blob)
@@ -247,6 +261,22 @@ func (c *client) make(ctx context.Context, k key) error {
 		c.asked = time.Time{} // perhaps it is another one now
 	}
 	return err
+}
+
+// sweepOnce sweeps, with time for many images. What cannot be made up for
+// now is left: nobody can do anything about it but ask for the image.
+func (c *client) sweepOnce(base context.Context) error {
+	ctx, cancel := context.WithTimeout(base, sweepTimeout)
+	defer cancel()
+	err := c.sweep(ctx)
+	if err != nil && temporary(err) {
+		return err
+	}
+	if err != nil && base.Err() == nil {
+		c.Log.Warn("layers of images may have no entry in containerd's content store", "address", c.Address, "err", err)
+	}
+	c.swept = true
+	return nil
 }
 
 // tell says once what is different for users.

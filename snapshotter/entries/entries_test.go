@@ -1,7 +1,9 @@
 package entries
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +19,10 @@ import (
 	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspection "github.com/containerd/containerd/api/services/introspection/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -61,9 +66,38 @@ func (n noBlobs) Blob(registry.Ref, ocispec.Descriptor) (layers.Blob, error) {
 // containerd is as much of one as package entries sees.
 type containerd struct {
 	introspection.UnimplementedIntrospectionServer
+	imagesapi.UnimplementedImagesServer
 	policy, address string
-	mu              sync.Mutex
-	asked           int
+	images          map[string][]ocispec.Descriptor // by namespace
+
+	mu    sync.Mutex
+	asked int
+}
+
+// namespacesOf tells two List methods apart.
+type namespacesOf struct {
+	namespacesapi.UnimplementedNamespacesServer
+	c *containerd
+}
+
+func (n namespacesOf) List(context.Context, *namespacesapi.ListNamespacesRequest) (*namespacesapi.ListNamespacesResponse, error) {
+	r := &namespacesapi.ListNamespacesResponse{}
+	for name := range n.c.images {
+		r.Namespaces = append(r.Namespaces, &namespacesapi.Namespace{Name: name})
+	}
+	return r, nil
+}
+
+func (c *containerd) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &imagesapi.ListImagesResponse{}
+	for i, d := range c.images[ns] {
+		r.Images = append(r.Images, &imagesapi.Image{Name: fmt.Sprint("image", i), Target: &types.Descriptor{MediaType: d.MediaType, Digest: d.Digest.String(), Size: d.Size}})
+	}
+	return r, nil
 }
 
 func (c *containerd) Plugins(_ context.Context, r *introspection.PluginsRequest) (*introspection.PluginsResponse, error) {
@@ -100,6 +134,8 @@ func (c *containerd) serve(t *testing.T, address string, back content.Store) con
 	server := grpc.NewServer()
 	contentapi.RegisterContentServer(server, contentserver.New(store))
 	introspection.RegisterIntrospectionServer(server, c)
+	imagesapi.RegisterImagesServer(server, c)
+	namespacesapi.RegisterNamespacesServer(server, namespacesOf{c: c})
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -188,6 +224,51 @@ func TestNotThere(t *testing.T) {
 	}
 	if _, err := store.Info(ctx, layer.Digest); !errdefs.IsNotFound(err) {
 		t.Errorf("Info: %v, want not found", err)
+	}
+}
+
+// TestSweep: images that are there already get the entries that they lack, each
+// in its namespace, whatever another image is.
+func TestSweep(t *testing.T) {
+	s := ours(t)
+	d := &containerd{policy: "shared", address: "/ours.sock", images: map[string][]ocispec.Descriptor{}}
+	address := filepath.Join(t.TempDir(), "s")
+	store := d.serve(t, address, s)
+	one := namespaces.WithNamespace(t.Context(), "one")
+	doc := func(mediaType string, v any) ocispec.Descriptor {
+		t.Helper()
+		raw, ok := v.([]byte)
+		if !ok {
+			var err error
+			if raw, err = json.Marshal(v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+		if err := content.WriteBlob(one, store, "doc-"+desc.Digest.String(), bytes.NewReader(raw), desc); err != nil {
+			t.Fatal(err)
+		}
+		return desc
+	}
+	foreign := ocispec.Descriptor{Digest: digest.FromString("of no registry"), Size: 3}
+	m := doc(ocispec.MediaTypeImageManifest, ocispec.Manifest{Layers: []ocispec.Descriptor{foreign, layer}})
+	elsewhere := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("another platform"), Size: 9}
+	index := doc(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{elsewhere, m}})
+	torn := doc(ocispec.MediaTypeImageManifest, []byte("{"))
+	bad := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: "sha256:0"}
+	d.images["two"] = []ocispec.Descriptor{index}
+	d.images["one"] = []ocispec.Descriptor{bad, torn, index, m}
+	e := New(t.Context(), Options{Address: address, Socket: "/ours.sock", Info: s.Info})
+	idle(t, e)
+	e.Close()
+	if info, err := store.Info(one, layer.Digest); err != nil || info.Size != layer.Size {
+		t.Errorf("Info = %v, %v", info, err)
+	}
+	for ns, want := range map[string]int{"one": 4, "two": 0} { // three documents and the layer
+		n := 0
+		if err := store.Walk(namespaces.WithNamespace(t.Context(), ns), func(content.Info) error { n++; return nil }); err != nil || n != want {
+			t.Errorf("%d entries in %s, %v; want %d", n, ns, err, want)
+		}
 	}
 }
 
