@@ -40,6 +40,13 @@ func (s *Snapshotter) lazily(ctx context.Context, info snapshots.Info) (_ []moun
 	if s.layers == nil || !complete {
 		return nil, false, nil
 	}
+	if s.held != nil {
+		defer func() {
+			if done && (err == nil || errors.Is(err, errdefs.ErrAlreadyExists)) {
+				s.held(ctx, c.blob)
+			}
+		}()
+	}
 	serial := info.Parent != "" || c.parent == ""
 	below := c.parent
 	if serial {

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,11 +31,15 @@ type Mapper interface {
 
 // Options of a Snapshotter. Root and Run are needed.
 type Options struct {
-	Root   string       // absolute: the database and the directories of snapshots. Nobody else's
-	Run    string       // absolute, on a file system that a reboot empties: short names of long paths. Nobody else's
-	Layers Layers       // the book of images; nil: every layer is left to containerd
-	Mapper Mapper       // nil: user namespaces work on images that the book holds whole, and else are refused
-	Log    *slog.Logger // nil: discard
+	Root   string // absolute: the database and the directories of snapshots. Nobody else's
+	Run    string // absolute, on a file system that a reboot empties: short names of long paths. Nobody else's
+	Layers Layers // the book of images; nil: every layer is left to containerd
+	Mapper Mapper // nil: user namespaces work on images that the book holds whole, and else are refused
+	// Held, if it is not nil, is told of each layer that was asked for and is
+	// held, with the blob that the layer is, in the context of the call: package
+	// entries makes it exist in the call's namespace. It must not block.
+	Held func(ctx context.Context, blob digest.Digest)
+	Log  *slog.Logger // nil: discard
 }
 
 // Stats counts what a Snapshotter did.
@@ -55,6 +60,7 @@ type Snapshotter struct {
 	root, dirs, run, links string
 	layers                 Layers
 	mapper                 Mapper
+	held                   func(context.Context, digest.Digest)
 	log                    *slog.Logger
 	store                  *store
 	index                  index
@@ -88,7 +94,7 @@ func New(o Options) (_ *Snapshotter, err error) {
 	s := &Snapshotter{
 		root: filepath.Clean(o.Root), dirs: filepath.Join(o.Root, "snapshots"),
 		run: filepath.Clean(o.Run), links: filepath.Join(o.Run, "l"),
-		layers: o.Layers, mapper: o.Mapper, log: o.Log,
+		layers: o.Layers, mapper: o.Mapper, held: o.Held, log: o.Log,
 	}
 	for _, dir := range []string{s.root, s.dirs, s.run, s.links} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
