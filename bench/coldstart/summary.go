@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strings"
 )
 
 // A summary is what runs come to.
@@ -226,7 +227,8 @@ var (
 	down  = quantity{"bytes", func(r *run) float64 { return float64(r.Down) }}
 )
 
-// comparisons are what is wanted of snapfs. Base "" is the floor.
+// comparisons are what is wanted of snapfs. Base "" is the floor; A+B is the
+// time of A and a warm start of B.
 var comparisons = []struct {
 	what, system, base string
 	of                 quantity
@@ -242,6 +244,9 @@ var comparisons = []struct {
 	{"index / SOCI", "snapfs-index", "soci", total, 0, false, false},
 	{"nothing known / overlayfs, parallel unpack", "snapfs-nothing", "overlayfs-par", total, 0.75, false, false},
 	{"eStargz image / stargz, the same image", "snapfs-esgz", "stargz", total, 0, false, false},
+	{"under containerd, profile and bundle / snapctl run + a warm start of containerd's", "ctr-profile", "snapfs-profile+overlayfs-par", total, 1.1, false, false},
+	{"under containerd, index / snapctl run + a warm start of containerd's", "ctr-index", "snapfs-index+overlayfs-par", total, 1.1, false, false},
+	{"under containerd, nothing known / overlayfs, parallel unpack", "ctr-nothing", "overlayfs-par", total, 0.9, false, false},
 	{"warm start / overlayfs, warm start", "snapfs-warm", "overlayfs", again, 1, false, false},
 	{"stargz, optimized images / floor", "stargz-opt", "", total, 0, false, false},
 	{"profile and bundle / overlayfs, no image slower", "snapfs-profile", "overlayfs", total, 1, true, true},
@@ -299,17 +304,31 @@ func (l *linkSummary) ratio(image, system, base string, q quantity) float64 {
 			}
 			continue
 		}
-		theirs := l.cells[[2]string{image, base}]
-		if theirs == nil {
-			continue
-		}
-		for _, o := range theirs.runs {
-			if o.session == r.session && o.Round == r.Round {
-				list = append(list, q.of(r)/q.of(o))
-			}
+		theirs, warm, both := strings.Cut(base, "+")
+		o := l.sameRound(image, theirs, r)
+		switch w := l.sameRound(image, warm, r); {
+		case o == nil || both && w == nil:
+		case both:
+			list = append(list, q.of(r)/(q.of(o)+again.of(w)))
+		default:
+			list = append(list, q.of(r)/q.of(o))
 		}
 	}
 	return median(list)
+}
+
+// sameRound is a system's run of the round of r, or nil.
+func (l *linkSummary) sameRound(image, system string, r *run) *run {
+	c := l.cells[[2]string{image, system}]
+	if c == nil {
+		return nil
+	}
+	for _, o := range c.runs {
+		if o.session == r.session && o.Round == r.Round {
+			return o
+		}
+	}
+	return nil
 }
 
 func (l *linkSummary) floorBytes(image string) float64 {

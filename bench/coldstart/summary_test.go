@@ -130,6 +130,21 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// TestSum: a base may be a time and a warm start of two systems.
+func TestSum(t *testing.T) {
+	s := summarize([]fact{{Session: new(session)},
+		{Run: &run{Link: "0/0", Image: "redis", System: "ctr-index", Round: 1, Total: 3}},
+		{Run: &run{Link: "0/0", Image: "redis", System: "snapfs-index", Round: 1, Total: 4}},
+		{Run: &run{Link: "0/0", Image: "redis", System: "overlayfs", Round: 1, Total: 100, Again: []float64{1, 2, 9}}},
+	})
+	if got := s.Links[0].ratio("redis", "ctr-index", "snapfs-index+overlayfs", total); got != 0.5 {
+		t.Errorf("ratio %v, want 0.5", got)
+	}
+	if got := s.Links[0].ratio("redis", "ctr-index", "snapfs-index+erofs", total); !math.IsNaN(got) {
+		t.Errorf("ratio to what was not measured: %v, want NaN", got)
+	}
+}
+
 // golden compares with a file of testdata.
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()

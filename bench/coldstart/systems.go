@@ -36,6 +36,9 @@ var systems = []*system{
 	{Name: "snapfs-nothing", About: "snapfs, an ordinary image that nobody knows", form: formPlain, up: snapd("")},
 	{Name: "snapfs-index", About: "snapfs, an ordinary image whose index another node has published", form: formIndex, up: snapd(trustAny)},
 	{Name: "snapfs-profile", About: "snapfs, the same with the boot profile and bundle of a start", form: formProfile, up: snapd(trustAny)},
+	{Name: "ctr-nothing", About: "snapfs under containerd, an ordinary image that nobody knows", form: formPlain, needs: ctrPrograms, up: snapshotter("")},
+	{Name: "ctr-index", About: "snapfs under containerd, an ordinary image whose index another node has published", form: formIndex, needs: ctrPrograms, up: snapshotter(trustAny)},
+	{Name: "ctr-profile", About: "snapfs under containerd, the same with the boot profile and bundle of a start", form: formProfile, needs: ctrPrograms, up: snapshotter(trustAny)},
 	{Name: "snapfs-warm", About: "snapfs, the image local, started before", form: formPlain, warm: true, up: snapd("")},
 	{Name: "snapfs-esgz", About: "snapfs, an eStargz image", form: formEsgz, needs: []string{"ctr-remote"}, up: snapd("")},
 	{Name: "overlayfs", About: "containerd, overlayfs, one layer unpacked after another", form: formPlain, needs: ctrPrograms, up: ctr("overlayfs")},
@@ -96,6 +99,32 @@ func (s *system) missing(ctx context.Context) error {
 func snapd(settings string) func(context.Context, *bench, *node, string) (client, error) {
 	return func(ctx context.Context, b *bench, n *node, _ string) (client, error) {
 		return startSnapd(ctx, n, b.bin, settings)
+	}
+}
+
+// ours is what containerd is told of snapd: what snapctl containerd config prints.
+const ours = `
+[proxy_plugins.snapfs]
+  type = "snapshot"
+  address = "{work}/run/containerd.sock"
+  capabilities = ["rebase", "remap-ids"]
+  [proxy_plugins.snapfs.exports]
+    root = "{work}/root"
+    enable_remote_snapshot_annotations = "true"
+[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_unpacks = 4
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux/amd64"
+    snapshotter = "snapfs"
+`
+
+// snapshotter is snapd as containerd's snapshotter.
+func snapshotter(settings string) func(context.Context, *bench, *node, string) (client, error) {
+	return func(ctx context.Context, b *bench, n *node, _ string) (client, error) {
+		if _, err := startSnapd(ctx, n, b.bin, settings); err != nil {
+			return nil, err
+		}
+		return startContainerd(ctx, n, "snapfs", ours)
 	}
 }
 
