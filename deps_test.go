@@ -26,6 +26,8 @@ var rules = []struct{ from, not, why string }{
 	{"runtime", module + "/layers", "the runner knows neither images nor layers"},
 	{"runtime", module + "/fs", "the runner gets its root file system as a descriptor"},
 	{"runtime", module + "/internal", "the runner is a library of its own"},
+	{"runtime/oci", "net/http", "snapctl is this command line too, and starts in two milliseconds"},
+	{"runtime/oci", "github.com/containerd", "only its tests speak with containerd's libraries"},
 	{"runtime/monitor", module + "/layers", "the runner knows neither images nor layers"},
 	{"runtime/monitor", "net/http", "there is one for every container: it has to be small"},
 	{"runtime/monitor", "google.golang.org/grpc", "there is one for every container: it has to be small"},

@@ -20,6 +20,10 @@ type Container struct {
 	group *cgroups.Group
 	init  *Process
 
+	first  int      // of the ops that are left after Execute
+	steps  []string // their names
+	hooked bool     // hooks may have run
+
 	mu     sync.Mutex
 	execs  []*Process // not known to have ended
 	root   int        // the root's mount, to look up users; -1 after Close

@@ -53,6 +53,10 @@ func (s *start) makeDevices() error {
 		if hostDev && strings.HasPrefix(d.path, "/dev/") {
 			continue
 		}
+		d, err := d.mapped(s.plan.ids)
+		if err != nil {
+			return &StepError{"device " + d.path, err}
+		}
 		if err := s.makeDevice(dev, d); err != nil {
 			return &StepError{"device " + d.path, err}
 		}
@@ -64,7 +68,11 @@ func (s *start) makeDevices() error {
 		if l[1] == "ptmx" && s.devpts < 0 {
 			continue
 		}
-		if err := unix.Symlinkat(l[0], dev.fd, l[1]); err != nil && err != unix.EEXIST {
+		err := unix.Symlinkat(l[0], dev.fd, l[1])
+		if o := s.tree.owner; err == nil && o != (owner{}) {
+			err = unix.Fchownat(dev.fd, l[1], int(o.uid), int(o.gid), unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if err != nil && err != unix.EEXIST {
 			return &StepError{"link /dev/" + l[1], err}
 		}
 	}
@@ -102,14 +110,29 @@ func (s *start) openStdio(f Files) error {
 		if f.Stdin != nil || f.Stdout != nil || f.Stderr != nil {
 			return errors.New("descriptors were given besides a terminal")
 		}
-		return s.openTerminal()
+		if err := s.openTerminal(); err != nil {
+			return err
+		}
+	} else {
+		for _, file := range []*os.File{f.Stdin, f.Stdout, f.Stderr} {
+			fd, err := s.openOne(file)
+			if err != nil {
+				return err
+			}
+			s.stdin = append(s.stdin, fd)
+		}
 	}
-	for i, file := range []*os.File{f.Stdin, f.Stdout, f.Stderr} {
-		fd, err := s.openOne(file)
+	if len(f.Extra) > MaxExtra {
+		return fmt.Errorf("%d descriptors besides the standard ones: at most %d can be passed: %w", len(f.Extra), MaxExtra, ErrUnsupported)
+	}
+	s.extra = len(f.Extra)
+	for _, file := range f.Extra {
+		fd, err := rawDup(file)
 		if err != nil {
 			return err
 		}
-		s.stdin[i] = fd
+		s.fds.add(fd)
+		s.stdin = append(s.stdin, fd)
 	}
 	return nil
 }
@@ -138,7 +161,11 @@ func (s *start) openOne(file *os.File) (int, error) {
 		return -1, errors.New("a directory as standard input or output (CVE-2024-21626)")
 	case unix.S_IFIFO:
 		// /dev/stdout is opened again by many programs; a pipe is its owner's then.
-		if err := unix.Fchown(fd, int(s.proc.uid), -1); err != nil && err != unix.EPERM && err != unix.EROFS {
+		uid, err := s.plan.ids.uid.host(s.proc.uid)
+		if err != nil {
+			return -1, err
+		}
+		if err := unix.Fchown(fd, int(uid), -1); err != nil && err != unix.EPERM && err != unix.EROFS {
 			return -1, fmt.Errorf("chown: %w", err)
 		}
 	}
@@ -206,7 +233,11 @@ func (s *start) openTerminal() error {
 	}
 	s.console = t
 	s.fds.add(slave)
-	if err := unix.Fchown(slave, int(s.proc.uid), -1); err != nil {
+	uid, err := s.plan.ids.uid.host(s.proc.uid)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchown(slave, int(uid), -1); err != nil {
 		return fmt.Errorf("chown the terminal: %w", err)
 	}
 	if s.proc.rows|s.proc.cols != 0 {
@@ -214,7 +245,7 @@ func (s *start) openTerminal() error {
 			return err
 		}
 	}
-	s.stdin = [3]int{slave, slave, slave}
+	s.stdin = []int{slave, slave, slave}
 	if s.tree.root == 0 || s.plan.bound("/dev") {
 		return nil
 	}
@@ -226,7 +257,7 @@ func (s *start) bindConsole(slave int) error {
 	if err != nil {
 		return err
 	}
-	fd, kind, err := openOrMake(dev.fd, "console", makeFile)
+	fd, kind, err := s.tree.openOrMake(dev.fd, "console", makeFile)
 	if err != nil {
 		return fmt.Errorf("/dev/console: %w", err)
 	}

@@ -36,9 +36,12 @@
 //     nobody is yet. Exec, which joins others, forks without, and this process is not dumpable.
 //   - No process is ever moved between cgroups; see package cgroups.
 //
-// It needs Linux 5.12, for mount_setattr; what newer kernels do better is tried first.
+// A child that has to wait, for hooks, for the IDs of a user namespace, or for
+// the start of a container that was created, is forked instead, and reads from a
+// line to its parent (sync.go). One that was created is parked on a FIFO (park.go): it is the
+// process that will execute the program, holds nothing of ours but two FIFOs, and
+// needs none of ours alive.
 //
-// What is not there yet has its place: hooks and the halves of create and start
-// are a read in the program; user namespaces, id-mapped mounts and labels are
-// steps of stages 1 and 3. NewPlan refuses them by name until then.
+// It needs Linux 5.12, for mount_setattr, and 6.1 for time namespaces; what
+// newer kernels do better is tried first. What a spec asks for and the package does not do, NewPlan refuses by name.
 package runtime

@@ -37,8 +37,8 @@ func Example() {
 	}
 	_ = run // needs root
 
-	spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/hook"}}}
+	spec.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "a"}
 	_, err = runtime.NewPlan(spec, runtime.Options{ID: "example"})
 	fmt.Println(err)
-	// Output: spec: hooks: not supported
+	// Output: spec: linux.intelRdt: not supported
 }

@@ -335,7 +335,7 @@ func TestCgroupPath(t *testing.T) {
 			t.Errorf("ID %q was taken", id)
 		}
 	}
-	for _, p := range []string{"/", "/..", "/a/../b", "rel", "/a/", "/a//b", "/a\n"} {
+	for _, p := range []string{"/", "/..", "/a/../b", "../rel", "a/../../b", "/a/", "/a//b", "/a\n"} {
 		spec.Linux.CgroupsPath = p
 		if _, err := NewPlan(spec, Options{ID: "x"}); err == nil {
 			t.Errorf("cgroup path %q was taken", p)

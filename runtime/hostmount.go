@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -67,9 +68,13 @@ func setAttrs(fd int, set, clear, propagation uint64, recursive bool) error {
 }
 
 // detach makes the mount of a container that is not made inside, attached to nothing.
-func (m *mount) detach() (int, error) {
+func (p *Plan) detach(m *mount) (int, error) {
 	if m.kind != "bind" {
-		fd, err := makeFS(m.kind, m.fsParams(), m.set)
+		params, err := p.owned(m)
+		if err != nil {
+			return -1, err
+		}
+		fd, err := makeFS(m.kind, params, m.set)
 		if err != nil {
 			return -1, err
 		}
@@ -96,7 +101,68 @@ func (m *mount) detach() (int, error) {
 			return -1, fmt.Errorf("mount_setattr: %w", err)
 		}
 	}
+	if err := m.mapIDs(fd); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("id-mapped mount: %w", err)
+	}
 	return fd, nil
+}
+
+// mapIDs gives a detached mount its mappings, which can be done once.
+func (m *mount) mapIDs(fd int) error {
+	if !m.idmap {
+		return nil
+	}
+	ns, err := userNamespace(m.ids)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ns)
+	flags := uint(unix.AT_EMPTY_PATH)
+	if m.idmapRec {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns)})
+}
+
+// owned are the options of a file system that is made outside for a user
+// namespace: its owners are given as they are outside.
+func (p *Plan) owned(m *mount) ([]string, error) {
+	params := p.labelled(m)
+	if p.ids.none() || m.kind != "tmpfs" && m.kind != "devpts" {
+		return params, nil
+	}
+	out := make([]string, 0, len(params)+2)
+	root := p.ids.root()
+	given := map[string]bool{}
+	for _, s := range params {
+		key, val, _ := strings.Cut(s, "=")
+		if key != "uid" && key != "gid" {
+			out = append(out, s)
+			continue
+		}
+		id, err := strconv.ParseUint(val, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("option %s: %w", s, err)
+		}
+		to := p.ids.uid
+		if key == "gid" {
+			to = p.ids.gid
+		}
+		host, err := to.host(uint32(id))
+		if err != nil {
+			return nil, fmt.Errorf("option %s: %w", s, err)
+		}
+		given[key] = true
+		out = append(out, fmt.Sprintf("%s=%d", key, host))
+	}
+	if m.kind == "tmpfs" && !given["uid"] {
+		out = append(out, fmt.Sprintf("uid=%d", root.uid))
+	}
+	if m.kind == "tmpfs" && !given["gid"] {
+		out = append(out, fmt.Sprintf("gid=%d", root.gid))
+	}
+	return out, nil
 }
 
 // fsParams adds the source, which some file systems want and all show.

@@ -31,9 +31,9 @@ func (p *program) open(dir uintptr, name string, flags, resolve uint64) ref {
 }
 
 // makeFS is the function makeFS in the child.
-func (p *program) makeFS(m *mount) ref {
+func (p *program) makeFS(m *mount, params []string) ref {
 	fs := p.add(unix.SYS_FSOPEN, p.str(m.kind), unix.FSOPEN_CLOEXEC)
-	for _, param := range m.fsParams() {
+	for _, param := range params {
 		key, val, ok := cutParam(param)
 		if ok {
 			p.add(unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, p.str(key), p.str(val), 0)
@@ -118,7 +118,7 @@ func (p *program) chdir(cwd string) {
 }
 
 // stdio puts three descriptors where a program expects them. They are above lowFDs.
-func (p *program) stdio(fds [3]int, terminal bool) {
+func (p *program) stdio(fds []int, terminal bool) {
 	p.step = "stdio"
 	p.add(unix.SYS_SETSID)
 	p.tolerate(unix.EPERM, 0) // it leads one already
@@ -178,7 +178,11 @@ func (p *program) rlimits(list []rlimit) {
 // Without no_new_privs a filter needs CAP_SYS_ADMIN, which then goes with one
 // capset more, so that in either case the filter sees as little of ours as can
 // be. Descriptors from keep on are closed by the exec that follows.
-func (p *program) identity(pr *process, own capState, f *seccomp.Filter, keep int) {
+//
+// A child that is to be parked waits before its filter is installed, but for
+// one with a notifier: that is handed over by who creates the container.
+func (s *start) identity(own capState, f *seccomp.Filter, keep int, labels []label) {
+	p, pr := s.prog, &s.proc
 	c := pr.caps.limit(own.permitted)
 	p.step = "drop the bounding set"
 	for drop := own.bounding &^ c.bounding; drop != 0; drop &= drop - 1 {
@@ -213,12 +217,46 @@ func (p *program) identity(pr *process, own capState, f *seccomp.Filter, keep in
 	p.add(unix.SYS_CLOSE_RANGE, uintptr(keep), 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	p.step = "signal mask"
 	p.add(unix.SYS_RT_SIGPROCMASK, 2, value(p, uint64(0)), 0, 8)
+	p.writeLabels(labels)
+	if !s.notifies() {
+		s.wait()
+	}
 	if f != nil {
 		p.step = "seccomp filter"
-		p.filter(f)
+		listener := p.filter(f)
+		if s.notifies() {
+			p.step = "seccomp notifier"
+			p.add(unix.SYS_WRITE, s.lineFD(), value(p, uint64(msgListener)), 8)
+			p.add(unix.SYS_WRITE, s.lineFD(), addressOf(listener), 8)
+			s.await(s.lineFD())
+		}
 		if early != c {
+			p.step = "capabilities"
 			p.capset(c)
 		}
+	}
+	if s.notifies() {
+		s.wait()
+	}
+}
+
+// notifies tells whether the filter has a notifier, for its listener to get.
+func (s *start) notifies() bool { return s.plan.seccomp != nil && s.plan.seccomp.ListenerPath != "" }
+
+// wait is where all is done but for the filter and the program.
+func (s *start) wait() {
+	p := s.prog
+	if s.line == nil || s.exec {
+		return
+	}
+	// Setting the user may have made the memory readable (fs.suid_dumpable).
+	p.step = "PR_SET_DUMPABLE"
+	p.add(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	switch {
+	case s.park != nil:
+		s.waitForStart()
+	case len(s.plan.hooks.start) > 0:
+		s.sync(msgStartHooks)
 	}
 }
 
@@ -237,14 +275,14 @@ func (c capabilities) limit(have uint64) capabilities {
 	return capabilities{c.bounding, c.effective & have, c.permitted & have, c.inheritable & have, c.ambient & have}
 }
 
-func (p *program) filter(f *seccomp.Filter) {
+func (p *program) filter(f *seccomp.Filter) ref {
 	p.keep = append(p.keep, f)
 	prog := struct {
 		n     uint16
 		_     [3]uint16
 		insns uintptr
 	}{n: uint16(len(f.Insns)), insns: uintptr(unsafe.Pointer(&f.Insns[0]))}
-	p.add(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), value(p, prog))
+	return p.add(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), value(p, prog))
 }
 
 // exec tries each candidate in turn.

@@ -31,14 +31,20 @@ func (s *start) makeScratch() error {
 
 // attach takes the child's mounts off the host's, and puts the root on top of "/",
 // which needs no directory for it.
-func (s *start) attach() error {
+//
+// A createContainer hook wants the host's file systems as they are, and the root where it is.
+func (s *start) attach(given bool) error {
 	p := s.prog
 	p.step = "make the mounts private"
 	p.mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE)
 	p.step = "attach scratch"
 	p.add(unix.SYS_MOVE_MOUNT, uintptr(s.scratch), p.str(""), fdcwd, p.str("/proc"), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	p.step = "attach the root"
-	p.add(unix.SYS_MOVE_MOUNT, uintptr(s.tree.root), p.str(""), fdcwd, p.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	at := "/"
+	if len(s.plan.hooks.container) > 0 && !given {
+		at = s.plan.rootPath
+	}
+	p.add(unix.SYS_MOVE_MOUNT, uintptr(s.tree.root), p.str(""), fdcwd, p.str(at), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	return nil
 }
 
@@ -59,7 +65,7 @@ func (s *start) placeMount(m *mount, g *cgroups.Group) error {
 	var source uintptr
 	switch {
 	case m.madeInside():
-		done.at = s.prog.makeFS(m)
+		done.at = s.prog.makeFS(m, s.plan.labelled(m))
 		source = done.at
 		if m.kind == "proc" {
 			s.procfs = done.at
@@ -67,7 +73,7 @@ func (s *start) placeMount(m *mount, g *cgroups.Group) error {
 	case m.kind == "cgroup":
 		return s.placeCgroup(m, g)
 	default:
-		fd, err := m.detach()
+		fd, err := s.plan.detach(m)
 		if err != nil {
 			return err
 		}

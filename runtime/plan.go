@@ -18,8 +18,10 @@ var ErrUnsupported = errors.New("not supported")
 
 // Options are what a plan needs besides the spec. The zero value but for ID works.
 type Options struct {
-	// ID names the container; [A-Za-z0-9][A-Za-z0-9_.-]*, at most 128 bytes.
+	// ID names the container; [A-Za-z0-9_+][A-Za-z0-9_+.-]*, at most 128 bytes.
 	ID string
+	// Bundle is the directory that hooks are told; it is not looked at.
+	Bundle string
 	// CgroupParent is the cgroup that the container's is made below, by default
 	// /snapfs. A cgroupsPath of the spec wins.
 	CgroupParent string
@@ -28,11 +30,18 @@ type Options struct {
 	SeccompCache string
 	// Init runs the program below a tiny PID 1 that reaps orphans and passes signals on.
 	Init bool
+	// NoNewKeyring leaves the container the caller's session keyring.
+	NoNewKeyring bool
 }
 
 // A Plan is what a start will do, worked out from a spec alone. It is immutable.
 type Plan struct {
-	id        string
+	id          string
+	version     string
+	bundle      string
+	annotations map[string]string
+	hooks       hooks
+
 	cgroup    string // below the mount points of the hierarchies
 	resources *specs.LinuxResources
 
@@ -40,8 +49,12 @@ type Plan struct {
 	rootReadonly bool
 	propagation  uintptr // MS_* of the root, 0 for private
 
-	newNS uintptr // CLONE_NEW* of the namespaces to make
-	join  []joinNS
+	newNS       uintptr // CLONE_NEW* of the namespaces to make
+	join        []joinNS
+	ids         ids    // of a user namespace
+	timeOffsets string // for /proc/PID/timens_offsets
+	mountLabel  string
+	noKeyring   bool
 
 	mounts   []mount
 	devices  []device
@@ -72,7 +85,7 @@ func (p *Plan) Warnings() []string { return p.warnings }
 // NewPlan works out what it takes to start a container. It touches nothing,
 // and refuses by name what the package does not support.
 func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
-	if err := checkID(o.ID); err != nil {
+	if err := CheckID(o.ID); err != nil {
 		return nil, err
 	}
 	if spec == nil || spec.Process == nil {
@@ -81,7 +94,10 @@ func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
 	if err := refuse(spec); err != nil {
 		return nil, err
 	}
-	p := &Plan{id: o.ID, init: o.Init, seccompCache: o.SeccompCache, hostname: spec.Hostname, domainname: spec.Domainname}
+	p := &Plan{
+		id: o.ID, version: spec.Version, bundle: o.Bundle, annotations: spec.Annotations, init: o.Init, noKeyring: o.NoNewKeyring,
+		seccompCache: o.SeccompCache, hostname: spec.Hostname, domainname: spec.Domainname,
+	}
 	if spec.Root != nil {
 		p.rootPath, p.rootReadonly = spec.Root.Path, spec.Root.Readonly
 	}
@@ -91,6 +107,7 @@ func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
 	}
 	for _, step := range []func() error{
 		func() error { return p.planNamespaces(linux) },
+		func() (err error) { p.hooks, err = planHooks(spec.Hooks); return err },
 		func() error { return p.planCgroup(linux, o.CgroupParent) },
 		func() error { return p.planMounts(spec.Mounts, linux) },
 		func() error { return p.planDevices(linux.Devices) },
@@ -98,6 +115,11 @@ func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
 		func() error { return p.planSysctls(linux.Sysctl) },
 		func() error { return p.planSeccomp(linux.Seccomp) },
 		func() (err error) { p.proc, err = planProcess(spec.Process, &p.warnings); return err },
+		func() (err error) {
+			p.proc.persona, err = planPersonality(linux.Personality)
+			return within("linux.personality", err)
+		},
+		p.checkMapped,
 	} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("spec: %w", err)
@@ -106,12 +128,12 @@ func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
 	return p, nil
 }
 
-// checkID keeps an ID harmless as a path component.
-func checkID(id string) error {
+// CheckID keeps an ID harmless as a path component and as an argument.
+func CheckID(id string) error {
 	for i, c := range []byte(id) {
 		alnum := c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
-		if !alnum && (i == 0 || !strings.ContainsRune("_.-", rune(c))) {
-			return fmt.Errorf("container ID %q: byte %d is not of [A-Za-z0-9_.-]", id, i)
+		if !alnum && c != '_' && c != '+' && (i == 0 || c != '.' && c != '-') {
+			return fmt.Errorf("container ID %q: byte %d is not of [A-Za-z0-9_+.-], or the first and not of [A-Za-z0-9_+]", id, i)
 		}
 	}
 	if id == "" || len(id) > 128 {
@@ -126,25 +148,14 @@ func refuse(s *specs.Spec) error {
 	if l == nil {
 		l = &specs.Linux{}
 	}
-	pr := s.Process
 	for _, c := range []struct {
 		name string
 		used bool
 	}{
-		{"hooks", s.Hooks != nil && !emptyHooks(s.Hooks)},
-		{"process.apparmorProfile", pr.ApparmorProfile != ""},
-		{"process.selinuxLabel", pr.SelinuxLabel != ""},
-		{"process.scheduler", pr.Scheduler != nil},
-		{"process.ioPriority", pr.IOPriority != nil},
-		{"process.execCPUAffinity", pr.ExecCPUAffinity != nil},
-		{"linux.uidMappings", len(l.UIDMappings) > 0},
-		{"linux.gidMappings", len(l.GIDMappings) > 0},
-		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.memoryPolicy", l.MemoryPolicy != nil},
 		{"linux.netDevices", len(l.NetDevices) > 0},
-		{"linux.personality", l.Personality != nil},
-		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
+		{"vm", s.VM != nil},
 	} {
 		if c.used {
 			return fmt.Errorf("spec: %s: %w", c.name, ErrUnsupported)
@@ -153,9 +164,12 @@ func refuse(s *specs.Spec) error {
 	return nil
 }
 
-func emptyHooks(h *specs.Hooks) bool {
-	//lint:ignore SA1019 a deprecated hook must be refused too
-	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) == 0
+// within says where in the spec an error is from.
+func within(name string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
 
 // namespaces maps the spec's names to clone flags.
@@ -166,6 +180,8 @@ var namespaces = map[specs.LinuxNamespaceType]uintptr{
 	specs.IPCNamespace:     unix.CLONE_NEWIPC,
 	specs.NetworkNamespace: unix.CLONE_NEWNET,
 	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
 }
 
 func (p *Plan) planNamespaces(l *specs.Linux) error {
@@ -194,6 +210,54 @@ func (p *Plan) planNamespaces(l *specs.Linux) error {
 	if (p.hostname != "" || p.domainname != "") && seen&unix.CLONE_NEWUTS == 0 {
 		return errors.New("hostname: it would be the host's, as there is no uts namespace")
 	}
+	return errors.Join(p.planUser(l, seen), p.planTime(l, seen))
+}
+
+// planUser reads the mappings of a user namespace. Those of one that exists
+// are what it has; the spec repeats them, for mounts.
+func (p *Plan) planUser(l *specs.Linux, seen uintptr) (err error) {
+	if p.ids, err = planIDs(l.UIDMappings, l.GIDMappings); err != nil {
+		return fmt.Errorf("linux: %w", err)
+	}
+	switch {
+	case seen&unix.CLONE_NEWUSER == 0 && !p.ids.none():
+		return errors.New("linux.uidMappings: there is no user namespace")
+	case seen&unix.CLONE_NEWUSER != 0 && p.ids.none():
+		return errors.New("linux.uidMappings: a user namespace needs mappings; those of an existing one are to be repeated")
+	}
+	return nil
+}
+
+func (p *Plan) planTime(l *specs.Linux, seen uintptr) error {
+	if len(l.TimeOffsets) == 0 {
+		return nil
+	}
+	if p.newNS&unix.CLONE_NEWTIME == 0 {
+		return errors.New("linux.timeOffsets: there is no new time namespace")
+	}
+	var b strings.Builder
+	for _, clock := range sortedKeys(l.TimeOffsets) {
+		o := l.TimeOffsets[clock]
+		if clock != "monotonic" && clock != "boottime" {
+			return fmt.Errorf("linux.timeOffsets: %q is none of monotonic and boottime", clock)
+		}
+		if o.Nanosecs >= 1e9 {
+			return fmt.Errorf("linux.timeOffsets: %s: %d nanoseconds are a second or more", clock, o.Nanosecs)
+		}
+		fmt.Fprintf(&b, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
+	}
+	p.timeOffsets = b.String()
+	return nil
+}
+
+// checkMapped refuses a user that the user namespace does not have.
+func (p *Plan) checkMapped() error {
+	if p.proc.user != "" {
+		return nil // known when the container's files have been read
+	}
+	if _, err := p.ids.owner(p.proc.uid, p.proc.gid); err != nil {
+		return fmt.Errorf("process.user: %w", err)
+	}
 	return nil
 }
 
@@ -211,8 +275,11 @@ func (p *Plan) planCgroup(l *specs.Linux, parent string) error {
 		parent = "/snapfs"
 	}
 	p.cgroup, p.resources = parent+"/"+p.id, l.Resources
-	if l.CgroupsPath != "" {
+	switch {
+	case strings.HasPrefix(l.CgroupsPath, "/"):
 		p.cgroup = l.CgroupsPath
+	case l.CgroupsPath != "":
+		p.cgroup = parent + "/" + l.CgroupsPath // where a relative one is from is the runtime's choice
 	}
 	if err := cgroups.CheckPath(p.cgroup); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
@@ -309,3 +376,10 @@ func ipcSysctl(name string) bool {
 	}
 	return false
 }
+
+// Cgroup is the container's cgroup, below the mount points of the hierarchies.
+func (p *Plan) Cgroup() string { return p.cgroup }
+
+// PrivatePID tells whether the container has a pid namespace of its own, so
+// that its processes end with its first one.
+func (p *Plan) PrivatePID() bool { return p.newNS&unix.CLONE_NEWPID != 0 }

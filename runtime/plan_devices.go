@@ -56,6 +56,13 @@ func (p *Plan) planDevices(list []specs.LinuxDevice) error {
 	return nil
 }
 
+// mapped is the device with its owner as it is outside of the user namespace.
+func (d device) mapped(m ids) (device, error) {
+	o, err := m.owner(d.uid, d.gid)
+	d.uid, d.gid = o.uid, o.gid
+	return d, err
+}
+
 func planDevice(s specs.LinuxDevice) (device, error) {
 	d := device{mode: 0o666, major: uint32(s.Major), minor: uint32(s.Minor)}
 	var err error

@@ -23,6 +23,10 @@ type mount struct {
 	recursive        bool   // rbind
 	propagation      uint64 // MS_*; with propagationRec for the whole tree
 	propagationRec   bool
+
+	ids      ids  // of an id-mapped mount
+	idmap    bool // id-mapped, by ids or as the user namespace
+	idmapRec bool // ridmap
 }
 
 // madeInside tells the file systems that show a namespace of the process that makes them.
@@ -62,7 +66,15 @@ func (p *Plan) planMounts(list []specs.Mount, l *specs.Linux) error {
 		if err != nil {
 			return fmt.Errorf("mounts: %s: %w", sm.Destination, err)
 		}
+		if m.idmap && m.ids.none() {
+			if m.ids = p.ids; m.ids.none() {
+				return fmt.Errorf("mounts: %s: idmap: there are no mappings, neither of the mount nor of a user namespace", sm.Destination)
+			}
+		}
 		p.mounts = append(p.mounts, m)
+	}
+	if p.mountLabel = l.MountLabel; strings.ContainsAny(p.mountLabel, "\x00\n\"") {
+		return fmt.Errorf("linux.mountLabel: %q is none", p.mountLabel)
 	}
 	if s := l.RootfsPropagation; s != "" {
 		flag, ok := propagations[strings.TrimPrefix(s, "r")]
@@ -89,10 +101,11 @@ func planMount(sm specs.Mount) (mount, error) {
 	if dest == "/" {
 		return mount{}, fmt.Errorf("destination /: the root is no mount point: %w", ErrUnsupported)
 	}
-	if len(sm.UIDMappings)+len(sm.GIDMappings) > 0 {
-		return mount{}, fmt.Errorf("id mappings: %w", ErrUnsupported)
-	}
 	m := mount{kind: sm.Type, source: sm.Source, dest: dest}
+	if m.ids, err = planIDs(sm.UIDMappings, sm.GIDMappings); err != nil {
+		return mount{}, err
+	}
+	m.idmap = !m.ids.none()
 	for _, o := range sm.Options {
 		if err := m.option(o); err != nil {
 			return mount{}, err
@@ -128,7 +141,11 @@ func (m *mount) option(o string) error {
 	case "rbind":
 		m.kind, m.recursive = "bind", true
 	case "defaults", "async", "nomand", "loud", "noauto", "auto", "nouser", "_netdev", "z", "Z":
-	case "tmpcopyup", "idmap", "ridmap", "remount", "mand", "silent", "user":
+	case "idmap":
+		m.idmap = true
+	case "ridmap":
+		m.idmap, m.idmapRec = true, true
+	case "tmpcopyup", "remount", "mand", "silent", "user":
 		return fmt.Errorf("option %s: %w", o, ErrUnsupported)
 	default:
 		if o == "" || strings.ContainsRune(o, 0) {
@@ -150,6 +167,9 @@ func (m *mount) check() error {
 	if m.dest == "/proc" && m.kind != "proc" {
 		return fmt.Errorf("mounting %s on /proc: %w", m.kind, ErrUnsupported)
 	}
+	if m.idmap && m.kind != "bind" {
+		return fmt.Errorf("id mappings of a mount that is not a bind mount: %w", ErrUnsupported)
+	}
 	switch m.kind {
 	case "bind":
 		if !path.IsAbs(m.source) {
@@ -170,4 +190,4 @@ func (m *mount) check() error {
 }
 
 // sortedKeys makes the order of a map's keys fixed.
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[K ~string, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

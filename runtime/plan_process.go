@@ -24,6 +24,12 @@ type process struct {
 	noNewPrivs bool
 	terminal   bool
 	rows, cols uint16
+
+	file                 string // to execute instead of what args[0] finds; "" if that is it
+	sched                *schedAttr
+	ioprio, persona      int // -1 none
+	firstCPUs, finalCPUs []byte
+	apparmor, selinux    string
 }
 
 type rlimit struct {
@@ -41,7 +47,13 @@ type capabilities struct {
 func planProcess(s *specs.Process, warnings *[]string) (process, error) {
 	p := process{
 		args: s.Args, cwd: s.Cwd, user: s.User.Username, uid: s.User.UID, gid: s.User.GID, groups: s.User.AdditionalGids,
-		umask: 0o022, oomScore: s.OOMScoreAdj, noNewPrivs: s.NoNewPrivileges, terminal: s.Terminal,
+		umask: 0o022, oomScore: s.OOMScoreAdj, noNewPrivs: s.NoNewPrivileges, terminal: s.Terminal, persona: -1,
+		apparmor: s.ApparmorProfile, selinux: s.SelinuxLabel,
+	}
+	for name, label := range map[string]string{"apparmorProfile": p.apparmor, "selinuxLabel": p.selinux} {
+		if strings.ContainsAny(label, "\x00\n") || len(label) > 4000 {
+			return p, fmt.Errorf("process.%s: %q is none", name, label)
+		}
 	}
 	if len(s.Args) == 0 || s.Args[0] == "" {
 		return p, errors.New("process.args: nothing to execute")
@@ -68,7 +80,23 @@ func planProcess(s *specs.Process, warnings *[]string) (process, error) {
 	if p.oomScore != nil && (*p.oomScore < -1000 || *p.oomScore > 1000) {
 		return p, fmt.Errorf("process.oomScoreAdj: %d is not of -1000 to 1000", *p.oomScore)
 	}
-	return p, errors.Join(p.planCwd(), p.planEnv(s.Env), p.planCaps(s.Capabilities, warnings), p.planRlimits(s.Rlimits))
+	return p, errors.Join(p.planSched(s), p.planCwd(), p.planEnv(s.Env), p.planCaps(s.Capabilities, warnings), p.planRlimits(s.Rlimits))
+}
+
+func (p *process) planSched(s *specs.Process) (err error) {
+	if p.sched, err = planScheduler(s.Scheduler); err != nil {
+		return fmt.Errorf("process.scheduler: %w", err)
+	}
+	if p.ioprio, err = planIOPriority(s.IOPriority); err != nil {
+		return fmt.Errorf("process.ioPriority: %w", err)
+	}
+	if a := s.ExecCPUAffinity; a != nil {
+		p.firstCPUs, err = planCPUs(a.Initial)
+		if err == nil {
+			p.finalCPUs, err = planCPUs(a.Final)
+		}
+	}
+	return within("process.execCPUAffinity", err)
 }
 
 func (p *process) planCwd() error {
@@ -110,6 +138,9 @@ func (p *process) getenv(name string) (string, bool) {
 // candidates are the paths to try for args[0], as execvp(3) does. A relative
 // entry of PATH counts from the working directory; an empty one is not searched.
 func (p *process) candidates() []string {
+	if p.file != "" {
+		return []string{p.file}
+	}
 	name := p.args[0]
 	if strings.ContainsRune(name, '/') {
 		return []string{name}

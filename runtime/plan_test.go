@@ -19,6 +19,22 @@ func small() *specs.Spec {
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: "mount"}}}}
 }
 
+func idRanges(inside, outside, size uint32) []specs.LinuxIDMapping {
+	return []specs.LinuxIDMapping{{ContainerID: inside, HostID: outside, Size: size}}
+}
+
+// user gives a spec a user namespace.
+func user(s *specs.Spec, m []specs.LinuxIDMapping) {
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
+	s.Linux.UIDMappings, s.Linux.GIDMappings = m, m
+}
+
+// offset gives a spec a time namespace.
+func offset(s *specs.Spec, clock string, o specs.LinuxTimeOffset) {
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "time"})
+	s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{clock: o}
+}
+
 func TestPlanRefuses(t *testing.T) {
 	one, two := 1, uint32(2)
 	for want, change := range map[string]func(*specs.Spec){
@@ -36,19 +52,43 @@ func TestPlanRefuses(t *testing.T) {
 		"effective has more": func(s *specs.Spec) {
 			s.Process.Capabilities = &specs.LinuxCapabilities{Effective: []string{"CAP_CHOWN"}}
 		},
-		"ambient has more":               func(s *specs.Spec) { s.Process.Capabilities = &specs.LinuxCapabilities{Ambient: []string{"CAP_CHOWN"}} },
-		"hooks: not supported":           func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
-		"apparmorProfile: not supported": func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
-		"selinuxLabel: not supported":    func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
-		"uidMappings: not supported":     func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{}} },
-		"user: not supported": func(s *specs.Spec) {
-			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
+		"ambient has more":        func(s *specs.Spec) { s.Process.Capabilities = &specs.LinuxCapabilities{Ambient: []string{"CAP_CHOWN"}} },
+		"hooks.poststop[0]: path": func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "x"}}} },
+		"hooks.createRuntime[0]: timeout": func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x", Timeout: new(int)}}}
 		},
-		"time: not supported": func(s *specs.Spec) {
-			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "time"})
+		"NUL byte": func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/x", Args: []string{"\x00"}}}}
 		},
-		"without a mount namespace": func(s *specs.Spec) { s.Linux.Namespaces = nil },
-		"mount is there twice":      func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[0]) },
+		"apparmorProfile":             func(s *specs.Spec) { s.Process.ApparmorProfile = "x\n" },
+		"selinuxLabel":                func(s *specs.Spec) { s.Process.SelinuxLabel = strings.Repeat("x", 5000) },
+		"mountLabel":                  func(s *specs.Spec) { s.Linux.MountLabel = "\"" },
+		"intelRdt: not supported":     func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"memoryPolicy: not supported": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
+		"netDevices: not supported":   func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
+		"policy \"x\" is none":        func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "x"} },
+		"nice 20":                     func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Nice: 20} },
+		"only SCHED_FIFO":             func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Priority: 1} },
+		"are of SCHED_DEADLINE":       func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Runtime: 1} },
+		"class \"\" is none":          func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
+		"ioPriority: priority 8": func(s *specs.Spec) {
+			s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 8}
+		},
+		"is no list of CPUs":               func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Final: "0-99999"} },
+		"linux.personality: domain":        func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{} },
+		"there is no user namespace":       func(s *specs.Spec) { s.Linux.UIDMappings, s.Linux.GIDMappings = idRanges(0, 1, 1), idRanges(0, 1, 1) },
+		"gidMappings: one is missing":      func(s *specs.Spec) { s.Linux.UIDMappings = idRanges(0, 1, 1) },
+		"user namespace needs mappings":    func(s *specs.Spec) { user(s, nil) },
+		"a range at 0 of no IDs":           func(s *specs.Spec) { user(s, idRanges(0, 1, 0)) },
+		"goes beyond 32 bits":              func(s *specs.Spec) { user(s, idRanges(0, 1<<31, 1<<31)) },
+		"overlap":                          func(s *specs.Spec) { user(s, append(idRanges(0, 1000, 10), idRanges(5, 2000, 10)...)) },
+		"341 ranges":                       func(s *specs.Spec) { user(s, make([]specs.LinuxIDMapping, 341)) },
+		"ID 7 is not mapped":               func(s *specs.Spec) { user(s, idRanges(0, 1000, 7)); s.Process.User.UID = 7 },
+		"there is no new time namespace":   func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {}} },
+		"none of monotonic and boottime":   func(s *specs.Spec) { offset(s, "realtime", specs.LinuxTimeOffset{}) },
+		"nanoseconds are a second or more": func(s *specs.Spec) { offset(s, "boottime", specs.LinuxTimeOffset{Nanosecs: 1e9}) },
+		"without a mount namespace":        func(s *specs.Spec) { s.Linux.Namespaces = nil },
+		"mount is there twice":             func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[0]) },
 		"path \"x\" is not absolute": func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "pid", Path: "x"})
 		},
@@ -62,8 +102,12 @@ func TestPlanRefuses(t *testing.T) {
 		"option \"size=1\" means": func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/a", Type: "bind", Source: "/", Options: []string{"size=1"}}}
 		},
-		"id mappings": func(s *specs.Spec) {
-			s.Mounts = []specs.Mount{{Destination: "/a", Type: "bind", UIDMappings: []specs.LinuxIDMapping{{}}}}
+		"idmap: there are no mappings": func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/a", Type: "bind", Source: "/", Options: []string{"ridmap"}}}
+		},
+		"not a bind mount: not supported": func(s *specs.Spec) {
+			m := []specs.LinuxIDMapping{{Size: 1}}
+			s.Mounts = []specs.Mount{{Destination: "/a", Type: "tmpfs", UIDMappings: m, GIDMappings: m}}
 		},
 		"rootfsPropagation":  func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
 		"type \"x\" is none": func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/a", Type: "x"}} },

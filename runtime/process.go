@@ -38,6 +38,8 @@ type Process struct {
 	console *pty
 	done    chan struct{}
 
+	foreign bool // not our child: its end can be seen, not its status
+
 	status Status // valid after done
 	err    error
 }
@@ -50,6 +52,25 @@ func newProcess(pid, pidfd int, console *pty) *Process {
 	return p
 }
 
+// newForeign watches a process that is another one's child.
+func newForeign(pid, pidfd int) *Process {
+	err := unix.SetNonblock(pidfd, true)
+	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), done: make(chan struct{}), err: err, foreign: true}
+	go p.reap()
+	return p
+}
+
+// hasEnded tells whether a pidfd's process has ended, reaped or not.
+func hasEnded(fd int) (bool, error) {
+	list := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(list, 0)
+		if err != unix.EINTR {
+			return n > 0, err
+		}
+	}
+}
+
 // reap ends with the process, which Close kills.
 func (p *Process) reap() {
 	defer close(p.done)
@@ -60,7 +81,11 @@ func (p *Process) reap() {
 	}
 	err = rc.Read(func(fd uintptr) bool {
 		var ended bool
-		ended, p.status, p.err = waitPidfd(int(fd))
+		if p.foreign {
+			ended, p.err = hasEnded(int(fd))
+		} else {
+			ended, p.status, p.err = waitPidfd(int(fd))
+		}
 		return ended || p.err != nil
 	})
 	p.err = errors.Join(p.err, err)

@@ -21,22 +21,27 @@ type op struct {
 const (
 	flagAny  = 1 << 6 // no error is a failure
 	flagExec = 1 << 7 // ENOENT and ENOTDIR are none; EACCES is remembered, as execvp(3) does
+	flagFork = 1 << 8 // it makes a child, which goes on; this process exits with 0
 
 	opCompare = ^uintptr(0) // *a0 and *a1 agree under the mask a2, or the error is a3
 )
 
-// An outcome is what a child tells its parent. It lies in shared memory.
+// An outcome is what a child tells its parent. It lies in shared memory. The
+// first three words are also written to report, for a parent that has no such memory.
 type outcome struct {
 	index  int // of the op that failed
 	errno  int // its negative errno; 0 while nothing has failed
 	denied int // negative EACCES after an execve that was denied
+	report int // descriptor in the child; 0 none
+	pid    int // of the child that a flagFork made, in the pid namespace of who made it
 }
 
 // cloneArgs is struct clone_args of Linux 5.7 (88 bytes).
 type cloneArgs struct {
 	flags      uint64
 	pidfd      uint64 // address
-	_          [2]uint64
+	_          uint64
+	parentTid  uint64 // address
 	exitSignal uint64
 	_          [5]uint64
 	cgroup     uint64 // descriptor
@@ -46,7 +51,13 @@ type cloneArgs struct {
 // No address and no small number, negative or not, lies in its range.
 type ref = uintptr
 
-const refBase ref = 1 << 62
+const (
+	refBase  ref = 1 << 62
+	addrBase ref = 1 << 61 // the address of a result instead
+)
+
+// addressOf turns a reference to a result into one to its address.
+func addressOf(r ref) ref { return r - refBase + addrBase }
 
 // A program is the ops, the memory they point to and a name for each.
 type program struct {
@@ -126,6 +137,8 @@ func (p *program) link() {
 			if n := a - refBase; a >= refBase && n < uintptr(len(p.ops)) {
 				o.arg[k] = uintptr(unsafe.Pointer(&p.ops[n].result))
 				o.flags |= 1 << k
+			} else if n := a - addrBase; a >= addrBase && n < uintptr(len(p.ops)) {
+				o.arg[k] = uintptr(unsafe.Pointer(&p.ops[n].result))
 			}
 		}
 	}

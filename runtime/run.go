@@ -12,30 +12,46 @@ import (
 	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
+// outcome is where the child tells how it ended. mapPage has been called.
+func (s *start) outcome() *outcome { return (*outcome)(unsafe.Pointer(&s.page[0])) }
+
+func (s *start) mapPage() (err error) {
+	if s.page == nil {
+		s.page, err = unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	}
+	if err != nil {
+		return &StepError{"mmap", err}
+	}
+	return nil
+}
+
 // run executes the program in a child and returns when the child has executed
-// its own program or died.
+// its own program, has died, or has been parked. A nil group is this process's own.
 func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Process, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	page, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return nil, &StepError{"mmap", err}
+	if err := s.mapPage(); err != nil {
+		return nil, err
 	}
-	defer unix.Munmap(page) //nolint:errcheck // it was mapped above
-	out := (*outcome)(unsafe.Pointer(&page[0]))
+	out := s.outcome()
 	pidfd := int32(-1)
 	args := &cloneArgs{
-		flags:      uint64(flags | unix.CLONE_VFORK | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND),
+		flags:      uint64(flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND),
 		pidfd:      uint64(uintptr(unsafe.Pointer(&pidfd))),
 		exitSignal: uint64(unix.SIGCHLD),
 	}
+	if g != nil && g.Unified() != nil {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(g.Unified().Fd())
+	}
+	defer goruntime.KeepAlive(g)
+	if s.line != nil {
+		return s.runSynced(ctx, args, out, &pidfd)
+	}
+	args.flags |= unix.CLONE_VFORK
 	if flags&unix.CLONE_NEWPID != 0 {
 		args.flags |= unix.CLONE_VM // nobody else is there who could look
-	}
-	if dir := g.Unified(); dir != nil {
-		args.flags |= unix.CLONE_INTO_CGROUP
-		args.cgroup = uint64(dir.Fd())
 	}
 	stop := context.AfterFunc(ctx, func() {
 		if fd := atomic.LoadInt32(&pidfd); fd >= 0 {
@@ -43,7 +59,6 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 		}
 	})
 	pid, err := s.fork(args, out)
-	goruntime.KeepAlive(g)
 	var ierr error
 	if err == nil && out.errno == 0 && s.report >= 0 {
 		ierr = s.awaitInit()
@@ -77,7 +92,7 @@ func (s *start) fork(args *cloneArgs, out *outcome) (int, error) {
 	defer syscall.ForkLock.Unlock()
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
-	back, err := s.joinPIDs()
+	back, err := s.joinAsThread()
 	if err != nil {
 		return 0, err
 	}
@@ -96,36 +111,18 @@ func (s *start) fork(args *cloneArgs, out *outcome) (int, error) {
 	return pid, nil
 }
 
-// joinPIDs makes this thread's next child one of another pid namespace, and
-// returns what takes that back. The thread itself stays where it is.
-func (s *start) joinPIDs() (func() error, error) {
-	if s.pidns < 0 {
-		return func() error { return nil }, nil
-	}
-	own, err := unix.Open("/proc/thread-self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &StepError{"own pid namespace", err}
-	}
-	if err := unix.Setns(s.pidns, unix.CLONE_NEWPID); err != nil {
-		unix.Close(own)
-		return nil, &StepError{"join the pid namespace", err}
-	}
-	return func() error {
-		defer unix.Close(own)
-		if err := unix.Setns(own, unix.CLONE_NEWPID); err != nil {
-			// Unlocking such a thread would give its namespace to other goroutines.
-			goruntime.LockOSThread()
-			return &StepError{"leave the pid namespace", err}
-		}
-		return nil
-	}, nil
-}
-
 // failure puts the child's last words into an error.
 func (s *start) failure(out *outcome) error {
-	errno := unix.Errno(-out.errno)
-	if out.index >= len(s.prog.names) || s.prog.names[out.index] == execStep {
-		return &ExecError{s.proc.args[0], errno}
+	step := execStep
+	if out.index < len(s.prog.names) {
+		step = s.prog.names[out.index]
 	}
-	return explain(s.prog.names[out.index], errno)
+	return failure(step, s.proc.args[0], unix.Errno(-out.errno))
+}
+
+func failure(step, program string, errno unix.Errno) error {
+	if step == execStep {
+		return &ExecError{program, errno}
+	}
+	return explain(step, errno)
 }

@@ -23,7 +23,12 @@ type Files struct {
 	// Stdin, Stdout and Stderr are /dev/null where they are nil. With a terminal all
 	// are nil. They are made blocking, and a pipe's owner is the process's user afterwards.
 	Stdin, Stdout, Stderr *os.File
+	// Extra become the descriptors 3 and up, at most MaxExtra of them.
+	Extra []*os.File
 }
+
+// MaxExtra is how many descriptors a process can get besides the standard ones.
+const MaxExtra = (lowFDs-8)/2 - 3
 
 // Start starts a container. It returns when the program has been executed; if
 // it returns an error, nothing is left. If ctx ends first the child is killed.
@@ -32,16 +37,32 @@ type Files struct {
 // (PR_SET_DUMPABLE), so that nobody inside can look into a child of it that
 // joins the container. A thread sleeps in vfork until the program is
 // executed: a process that serves the container's file systems must not call this.
-func Start(ctx context.Context, p *Plan, f Files) (_ *Container, err error) {
+func Start(ctx context.Context, p *Plan, f Files) (*Container, error) {
+	c, err := startOrCreate(ctx, p, f, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Poststart(ctx); err != nil {
+		return nil, errors.Join(err, c.Close(), p.Poststop(context.WithoutCancel(ctx)))
+	}
+	return c, nil
+}
+
+// startOrCreate is Start and Create.
+func startOrCreate(ctx context.Context, p *Plan, f Files, park *Parking) (_ *Container, err error) {
 	if !supported {
 		return nil, fmt.Errorf("start a container on this architecture: %w", ErrUnsupported)
 	}
 	s := newStart(p, p.proc)
+	s.park = park
 	defer s.close()
 	c := &Container{plan: p, devpts: -1, root: -1}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
+			if c.hooked {
+				err = errors.Join(err, p.Poststop(context.WithoutCancel(ctx)))
+			}
 		}
 	}()
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
@@ -53,13 +74,16 @@ func Start(ctx context.Context, p *Plan, f Files) (_ *Container, err error) {
 	if err := s.prepare(c, f); err != nil {
 		return nil, err
 	}
-	c.init, err = s.run(ctx, c.group, p.newNS&^unix.CLONE_NEWCGROUP)
-	if err != nil {
-		return nil, err
-	}
 	if err := c.keep(s); err != nil {
 		return nil, err
 	}
+	s.handle = s.handleSync(ctx, c)
+	init, err := s.run(ctx, c.group, s.cloneFlags)
+	if err != nil {
+		c.init = nil // it has been reaped
+		return nil, err
+	}
+	c.init = init
 	return c, nil
 }
 
@@ -71,24 +95,43 @@ type start struct {
 	fds  closer
 	tree tree
 
-	stdin   [3]int
+	stdin   []int // 0, 1, 2 and the extra ones
 	scratch int
 	devpts  int // descriptor of the mount; -1 if there is none
 	procfs  ref
-	pidns   int // to join; -1 if there is none
 	console *pty
 
 	report, reportEnd int // a pipe from init; -1 if there is none
+
+	cloneFlags uintptr // namespaces that clone3 makes
+	threadNS   []threadNS
+	page       []byte // an outcome, shared with the child
+
+	line      *line // nil if the child need not wait
+	lineAt    uintptr
+	handle    func(kind uint64, p *Process) error
+	forks     bool // the first child makes a second one
+	park      *Parking
+	fifos     [2]int
+	parkedAt  int
+	exec      bool // a further process
+	extra     int  // descriptors from 3 on
+	container *Container
 }
 
 func newStart(p *Plan, pr process) *start {
-	s := &start{plan: p, proc: pr, prog: newProgram(), devpts: -1, pidns: -1, report: -1, reportEnd: -1}
+	s := &start{plan: p, proc: pr, prog: newProgram(), devpts: -1, report: -1, reportEnd: -1}
 	s.tree.closer = &s.fds
+	s.tree.owner = p.ids.root()
 	return s
 }
 
 func (s *start) close() {
 	s.fds.close()
+	s.line.close()
+	if s.page != nil {
+		_ = unix.Munmap(s.page)
+	}
 	s.closeReport()
 	if s.console != nil {
 		s.console.master.Close()
@@ -103,15 +146,17 @@ func (s *start) prepare(c *Container, f Files) error {
 	}{
 		{"rootfs", func() error { return s.openRoot(f.Rootfs) }},
 		{"user", func() error { return s.proc.lookup(s.tree.root) }},
+		{"labels", s.checkLabels},
+		{"", s.needLine},
 		{"namespaces", func() error { return s.enter(c.group) }},
 		{"scratch", s.makeScratch},
-		{"", s.attach},
+		{"", func() error { return s.attach(f.Rootfs != nil) }},
 		{"", func() error { return s.placeMounts(c.group) }},
 		{"", s.makeDevices},
 		{"stdio", func() error { return s.openStdio(f) }},
 		{"cwd", s.makeCwd},
 		{"make the root read-only", s.protectRoot},
-		{"", s.finish},
+		{"", func() error { return s.finish(c) }},
 	} {
 		if err := step.do(); err != nil {
 			if step.name == "" {
@@ -181,35 +226,6 @@ func (pr *process) lookup(root int) error {
 
 func (pr *process) hasEnv(name string) bool { _, ok := pr.getenv(name); return ok }
 
-// enter puts the child into its cgroup and its namespaces, before anything else.
-func (s *start) enter(g *cgroups.Group) error {
-	if err := s.joinCgroup(g); err != nil {
-		return err
-	}
-	p := s.prog
-	p.step = "new session keyring"
-	p.add(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
-	p.tolerate(unix.ENOSYS, 0)
-	for _, j := range s.plan.join {
-		fd, err := openNamespace(j)
-		if err != nil {
-			return err
-		}
-		s.fds.add(fd)
-		if j.kind == unix.CLONE_NEWPID {
-			s.pidns = fd
-			continue
-		}
-		p.step = "join " + j.path
-		p.add(unix.SYS_SETNS, uintptr(fd), j.kind)
-	}
-	if s.plan.newNS&unix.CLONE_NEWCGROUP != 0 {
-		p.step = "cgroup namespace"
-		p.add(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
-	}
-	return nil
-}
-
 // joinCgroup moves the child into the hierarchies of version 1. A thread that
 // writes "0" to tasks moves itself, which takes no global lock and so does not
 // wait for an RCU grace period, as moving another process does for about 10 ms
@@ -226,19 +242,6 @@ func (s *start) joinCgroup(g *cgroups.Group) error {
 		s.prog.write(uintptr(fd), "0")
 	}
 	return nil
-}
-
-func openNamespace(j joinNS) (int, error) {
-	fd, err := unix.Open(j.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%s: %w", j.path, err)
-	}
-	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
-	if err != nil || uintptr(kind) != j.kind {
-		unix.Close(fd)
-		return -1, fmt.Errorf("%s: it is not a namespace of the kind that is wanted", j.path)
-	}
-	return fd, nil
 }
 
 // makeCwd makes the working directory if it is missing (CVE-2026-55686: below the root only).
@@ -261,7 +264,7 @@ func (s *start) protectRoot() error {
 }
 
 // finish writes what the child does once all its mounts are placed.
-func (s *start) finish() error {
+func (s *start) finish(c *Container) error {
 	p, plan := s.prog, s.plan
 	for _, sc := range plan.sysctls {
 		p.step = "sysctl " + sc.key
@@ -274,6 +277,10 @@ func (s *start) finish() error {
 	}
 	for _, name := range plan.readonly {
 		p.protect(root, name)
+	}
+	if len(plan.hooks.runtime)+len(plan.hooks.container) > 0 {
+		c.hooked = true
+		s.sync(msgCreateHooks)
 	}
 	p.pivot(root)
 	if plan.propagation != 0 {
@@ -291,7 +298,13 @@ func (s *start) finish() error {
 	if plan.newNS&unix.CLONE_NEWNET != 0 {
 		p.loopback()
 	}
-	return s.finishProcess(plan.init)
+	if err := s.finishProcess(plan.init); err != nil {
+		return err
+	}
+	if s.park != nil {
+		c.first, c.steps = s.parkedAt, slices.Clone(p.names[s.parkedAt:])
+	}
+	return nil
 }
 
 // finishProcess writes the part that Start and Exec have in common.
@@ -308,18 +321,23 @@ func (s *start) finishProcess(withInit bool) error {
 		}
 	}
 	p.stdio(s.stdin, s.proc.terminal)
-	p.oomScore(pr.oomScore, s.ownProcfs)
+	s.setOOMScore()
 	p.defaultSignals(ignoredSignals())
 	p.chdir(pr.cwd)
+	p.schedule(pr)
+	labels := s.openLabels()
 	p.rlimits(pr.rlimits) // nothing is opened any more
-	keep := reportFD
+	keep := reportFD + s.extra
 	if withInit {
+		if s.extra > 0 {
+			return fmt.Errorf("descriptors besides the standard ones, with an init: %w", ErrUnsupported)
+		}
 		if err := s.openReport(); err != nil {
 			return err
 		}
 		keep++
 	}
-	p.identity(pr, own, f, keep)
+	s.identity(own, f, keep, labels)
 	if withInit {
 		err = s.execInit()
 	} else {
@@ -335,7 +353,7 @@ func (s *start) ownProcfs() ref {
 	if s.procfs == 0 {
 		step := s.prog.step
 		s.prog.step = "procfs of our own"
-		s.procfs = s.prog.makeFS(&mount{kind: "proc"})
+		s.procfs = s.prog.makeFS(&mount{kind: "proc"}, nil)
 		s.prog.step = step
 	}
 	return s.procfs

@@ -88,7 +88,7 @@ func (pr *process) describe(line func(string, ...any)) {
 
 func nsNames(flags uintptr) string {
 	var s string
-	for _, n := range []specs.LinuxNamespaceType{specs.MountNamespace, specs.PIDNamespace, specs.UTSNamespace, specs.IPCNamespace, specs.NetworkNamespace, specs.CgroupNamespace} {
+	for _, n := range []specs.LinuxNamespaceType{specs.MountNamespace, specs.PIDNamespace, specs.UTSNamespace, specs.IPCNamespace, specs.NetworkNamespace, specs.CgroupNamespace, specs.UserNamespace, specs.TimeNamespace} {
 		if flags&namespaces[n] != 0 {
 			s += " " + string(n)
 		}

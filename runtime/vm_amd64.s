@@ -71,6 +71,13 @@ call:
 	JCC  failed
 
 succeeded:
+	MOVQ 56(R12), CX
+	TESTQ $256, CX // flagFork
+	JZ   stay
+	TESTQ AX, AX
+	JNZ  leave // a child goes on in its place
+
+stay:
 	MOVQ 80(R12), CX
 
 next:
@@ -125,7 +132,22 @@ denied:
 	MOVQ AX, 8(BX)
 
 exit:
+	MOVQ 24(BX), DI // outcome.report
+	TESTQ DI, DI
+	JZ   end
+	MOVQ BX, SI
+	MOVQ $24, DX
+	MOVQ $1, AX // write
+	SYSCALL
+
+end:
 	MOVQ $231, AX // exit_group
 	MOVQ $127, DI
 	SYSCALL
-	JMP  exit
+	JMP  end
+
+leave:
+	MOVQ $231, AX
+	XORL DI, DI
+	SYSCALL
+	JMP  leave

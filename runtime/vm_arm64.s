@@ -62,6 +62,10 @@ call:
 	BHS  failed
 
 succeeded:
+	TBZ  $8, R23, stay // flagFork
+	CBNZ R0, leave // a child goes on in its place
+
+stay:
 	MOVD 80(R19), R9
 
 next:
@@ -115,7 +119,21 @@ denied:
 	MOVD R0, 8(R21)
 
 exit:
+	MOVD 24(R21), R0 // outcome.report
+	CBZ  R0, end
+	MOVD R21, R1
+	MOVD $24, R2
+	MOVD $64, R8 // write
+	SVC
+
+end:
 	MOVD $94, R8 // exit_group
 	MOVD $127, R0
 	SVC
-	B    exit
+	B    end
+
+leave:
+	MOVD $94, R8
+	MOVD $0, R0
+	SVC
+	B    leave

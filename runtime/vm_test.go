@@ -17,7 +17,7 @@ func TestLayout(t *testing.T) {
 		{"op.okErr", unsafe.Offsetof(o.okErr), 64}, {"op.skipErr", unsafe.Offsetof(o.skipErr), 72},
 		{"op.skipOK", unsafe.Offsetof(o.skipOK), 80}, {"op.result", unsafe.Offsetof(o.result), 88},
 		{"outcome.errno", unsafe.Offsetof(out.errno), 8}, {"outcome.denied", unsafe.Offsetof(out.denied), 16},
-		{"cloneArgs", unsafe.Sizeof(cloneArgs{}), 88},
+		{"outcome.report", unsafe.Offsetof(out.report), 24}, {"cloneArgs", unsafe.Sizeof(cloneArgs{}), 88},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s is at %d, want %d", c.name, c.got, c.want)

@@ -21,6 +21,7 @@ import (
 // walk ends, not whether it ends there (CVE-2021-30465, CVE-2024-45310).
 type tree struct {
 	root   int
+	owner  owner     // of what is made
 	mounts []mounted // in the order they will be mounted
 	closer *closer
 }
@@ -92,7 +93,7 @@ func (t *tree) walk(name string, create missing, links int) (place, error) {
 		if len(todo) > 0 && create == makeFile {
 			how = makeDir
 		}
-		fd, kind, err := openOrMake(cur.fd, part, how)
+		fd, kind, err := t.openOrMake(cur.fd, part, how)
 		if err != nil {
 			return place{}, &fs.PathError{Op: "open", Path: next, Err: err}
 		}
@@ -151,13 +152,16 @@ func split(name string) []string {
 }
 
 // openOrMake opens one name, or makes it where that is wanted. It follows nothing.
-func openOrMake(dir int, name string, create missing) (fd int, kind uint32, err error) {
+func (t *tree) openOrMake(dir int, name string, create missing) (fd int, kind uint32, err error) {
 	fd, err = openPath(dir, name)
 	if err == unix.ENOENT && create != mustExist {
 		if create == makeDir {
 			err = unix.Mkdirat(dir, name, 0o755)
 		} else {
 			err = unix.Mknodat(dir, name, unix.S_IFREG|0o644, 0)
+		}
+		if err == nil && t.owner != (owner{}) {
+			err = unix.Fchownat(dir, name, int(t.owner.uid), int(t.owner.gid), unix.AT_SYMLINK_NOFOLLOW)
 		}
 		if err != nil && err != unix.EEXIST {
 			return -1, 0, fmt.Errorf("make the mount point: %w", err)
@@ -205,7 +209,7 @@ func readlink(fd int) (string, error) {
 func dupHigh(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowFDs) }
 
 // lowFDs is how many descriptors a child has numbers of its own for.
-const lowFDs = 16 // stdio and those of joinContainer
+const lowFDs = 32 // stdio and those of joinContainer
 
 // A closer is a list of descriptors to close.
 type closer struct{ fds []int }

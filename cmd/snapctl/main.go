@@ -17,6 +17,9 @@ var version = "unknown"
 
 func main() {
 	env := &Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}
+	if isRuntime(os.Args[0]) {
+		os.Exit(env.report(ociRuntime(runtimeName)(context.Background(), env, os.Args[1:]), 1))
+	}
 	os.Exit(env.main(os.Args[1:]))
 }
 

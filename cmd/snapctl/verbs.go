@@ -74,8 +74,10 @@ func groups() []struct {
 	}
 }
 
-// hidden are the verbs that snapd uses. They see no global options, and signals are their own affair.
+// hidden are the verbs that snapd uses, and the OCI runtime, which is for
+// programs. They see no global options, and signals are their own affair.
 var hidden = map[string]func(context.Context, *Env, []string) error{
+	"runtime":    ociRuntime("snapctl runtime"),
 	"monitor":    runMonitor,
 	"keeper":     runKeeper,
 	"__complete": complete,

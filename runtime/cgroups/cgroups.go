@@ -200,6 +200,34 @@ func Create(p string, r *specs.LinuxResources) (_ *Group, err error) {
 	return g, g.apply(r, true)
 }
 
+// Open returns a group that exists, in the hierarchies where it does. Updating
+// its devices adds to the filter of version 2 that it has: see Update.
+func Open(p string) (*Group, error) {
+	if err := CheckPath(p); err != nil {
+		return nil, err
+	}
+	list, err := mounted()
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{path: p}
+	for _, h := range list {
+		at := filepath.Join(h.mount, p)
+		if _, err := os.Stat(at); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, errors.Join(err, g.Release())
+		}
+		g.dirs = append(g.dirs, dir{h, at})
+		if h.v2 && g.unified == nil {
+			if g.unified, err = os.Open(at); err != nil {
+				return nil, errors.Join(err, g.Release())
+			}
+		}
+	}
+	return g, nil
+}
+
 // needed are the controllers that only some limits ask for.
 func needed(r *specs.LinuxResources) []string {
 	var want []string
@@ -370,4 +398,10 @@ func write(at, name, value string) error {
 		err = fmt.Errorf("write %q: %w", value, err)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// Dir is the group's directory in the hierarchy of a controller, and whether that is version 2's.
+func (g *Group) Dir(controller string) (at string, v2, ok bool) {
+	d, ok := g.find(controller)
+	return d.path, d.v2, ok
 }

@@ -76,9 +76,25 @@ func (g *Group) Kill() error {
 	return g.killEach() // version 1, or version 2 before Linux 5.14
 }
 
-// killEach kills by number. While the group is frozen its processes neither end
-// nor fork, so that a number stays whose it is.
-func (g *Group) killEach() error {
+// Signal sends a signal to every process of the group and of those below it.
+// A group that is frozen stays so, and the signal waits.
+func (g *Group) Signal(sig unix.Signal) error {
+	if sig == unix.SIGKILL {
+		return g.Kill()
+	}
+	frozen, err := g.Frozen()
+	if err != nil {
+		return err
+	}
+	return g.signalEach(sig, frozen)
+}
+
+// killEach kills by number.
+func (g *Group) killEach() error { return g.signalEach(unix.SIGKILL, false) }
+
+// signalEach signals by number. While the group is frozen its processes neither
+// end nor fork, so that a number stays whose it is.
+func (g *Group) signalEach(sig unix.Signal, frozen bool) error {
 	if len(g.dirs) == 0 {
 		return nil
 	}
@@ -99,16 +115,56 @@ func (g *Group) killEach() error {
 			if err != nil || pid <= 0 {
 				continue // 0: of a pid namespace we do not see
 			}
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
 				return fmt.Errorf("kill %d: %w", pid, err)
 			}
 		}
 		return nil
 	})
-	if errors.Is(ferr, ErrMissing) {
+	if errors.Is(ferr, ErrMissing) || frozen {
 		return err
 	}
 	return errors.Join(err, ferr, g.setFrozen(false))
+}
+
+// Procs are the processes of the group and of those below it, as the caller's pid namespace has them.
+func (g *Group) Procs() ([]int, error) {
+	if len(g.dirs) == 0 {
+		return nil, nil
+	}
+	top := g.dirs[0].path
+	if g.unified != nil {
+		top = g.unified.Name()
+	}
+	var list []int
+	err := filepath.WalkDir(top, func(at string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return err
+		}
+		s, err := read(at, "cgroup.procs")
+		if err != nil {
+			return err
+		}
+		for line := range strings.FieldsSeq(s) {
+			if pid, err := strconv.Atoi(line); err == nil && pid > 0 {
+				list = append(list, pid)
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// Release lets go of the group without removing it.
+func (g *Group) Release() error {
+	var errs []error
+	for _, f := range []*os.File{g.unified, g.device} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	g.dirs, g.unified, g.device = nil, nil, nil
+	return errors.Join(errs...)
 }
 
 // Remove takes the group away. Its processes must have ended; a group whose

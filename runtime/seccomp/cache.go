@@ -17,7 +17,7 @@ import (
 )
 
 // version goes into every key: it changes with what Compile makes of a profile.
-const version = "snapfs seccomp 1 "
+const version = "snapfs seccomp 2 "
 
 // A file of the cache is the SHA-256 of what follows it: flags, then the
 // instructions of 8 bytes each, all little-endian.

@@ -20,6 +20,7 @@ package seccomp
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -93,26 +94,30 @@ type call struct {
 }
 
 func read(s *specs.LinuxSeccomp) (*profile, error) {
-	if s.ListenerPath != "" || s.ListenerMetadata != "" {
-		return nil, fmt.Errorf("listenerPath: %w", ErrUnsupported)
-	}
 	p := &profile{abis: s.Architectures}
 	var err error
 	if p.rest, err = readAction(s.DefaultAction, s.DefaultErrnoRet); err != nil {
 		return nil, fmt.Errorf("defaultAction: %w", err)
 	}
+	if s.DefaultAction == specs.ActNotify {
+		return nil, fmt.Errorf("defaultAction: %s: %w", specs.ActNotify, ErrUnsupported)
+	}
+	notifies, waits := false, false
 	for _, f := range s.Flags {
 		switch f {
 		case specs.LinuxSeccompFlagLog:
 			p.flags |= unix.SECCOMP_FILTER_FLAG_LOG
 		case specs.LinuxSeccompFlagSpecAllow:
 			p.flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+		case specs.LinuxSeccompFlagWaitKillableRecv:
+			waits = true
 		case "SECCOMP_FILTER_FLAG_TSYNC": // there is only one thread
 		default:
 			return nil, fmt.Errorf("flags: %s: %w", f, ErrUnsupported)
 		}
 	}
 	for i, sc := range s.Syscalls {
+		notifies = notifies || sc.Action == specs.ActNotify
 		c, err := readCall(sc)
 		if err != nil {
 			return nil, fmt.Errorf("syscalls[%d] (%s): %w", i, first(sc.Names), err)
@@ -121,7 +126,36 @@ func read(s *specs.LinuxSeccomp) (*profile, error) {
 			p.calls = append(p.calls, c)
 		}
 	}
-	return p, nil
+	return p, p.readNotify(s, notifies, waits)
+}
+
+// readNotify checks the parts of a profile that are about a notifier. The
+// process that installs the filter has yet to hand the notifier over, by write and read.
+func (p *profile) readNotify(s *specs.LinuxSeccomp, notifies, waits bool) error {
+	switch {
+	case notifies && s.ListenerPath == "":
+		return fmt.Errorf("%s: there is no listenerPath", specs.ActNotify)
+	case !notifies && (s.ListenerPath != "" || s.ListenerMetadata != ""):
+		return fmt.Errorf("listenerPath: no rule has %s", specs.ActNotify)
+	case !notifies && waits:
+		return fmt.Errorf("flags: %s: no rule has %s", specs.LinuxSeccompFlagWaitKillableRecv, specs.ActNotify)
+	case !notifies:
+		return nil
+	case !filepath.IsAbs(s.ListenerPath) || len(s.ListenerPath) > 107: // sun_path, with its NUL
+		return fmt.Errorf("listenerPath: %q is no absolute path of at most 107 bytes", s.ListenerPath)
+	}
+	for _, sc := range s.Syscalls {
+		for _, name := range sc.Names {
+			if sc.Action == specs.ActNotify && (name == "read" || name == "write") {
+				return fmt.Errorf("%s for %s: %w", specs.ActNotify, name, ErrUnsupported)
+			}
+		}
+	}
+	p.flags |= unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+	if waits {
+		p.flags |= 1 << 5 // SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, Linux 5.19
+	}
+	return nil
 }
 
 func first(names []string) string {
@@ -154,7 +188,7 @@ func readAction(a specs.LinuxSeccompAction, errno *uint) (action, error) {
 		}
 		return readData(unix.SECCOMP_RET_ERRNO, n, 4095) // MAX_ERRNO: the kernel would cut it
 	case specs.ActNotify:
-		return 0, fmt.Errorf("%s: %w", a, ErrUnsupported)
+		base = unix.SECCOMP_RET_USER_NOTIF
 	default:
 		return 0, fmt.Errorf("action %q is none", a)
 	}
