@@ -2,6 +2,8 @@ package images
 
 import (
 	"context"
+	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,6 +57,13 @@ func (r *refusals) asked(id string, blob digest.Digest) {
 	if x := r.by[id]; x != nil {
 		x.blobs[blob] = true
 	}
+}
+
+// forget hears that a manifest is known now, by whatever way.
+func (r *refusals) forget(manifest digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.by, func(id string, _ *refusal) bool { return strings.HasSuffix(id, "@"+string(manifest)) })
 }
 
 func (r *refusals) add(id string, err error) {

@@ -140,6 +140,7 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, b 
 	if row.Tree, err = s.tree(ctx, row.Layers, fresh, progress); err != nil {
 		return nil, err
 	}
+	s.refused.forget(row.Desc.Digest)
 	return row, s.db.Update(func(tx *bolt.Tx) error {
 		var was manifestRow
 		switch err := get(tx, "manifests", string(row.Desc.Digest), &was); {

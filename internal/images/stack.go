@@ -91,14 +91,14 @@ func (s *Service) stackTree(ctx context.Context, id string, keys []string) (*tre
 // whole says that nothing of them is missing.
 func (s *Service) stackKeys(ctx context.Context, st Stack) (keys []string, whole bool, release func(), err error) {
 	var all []func()
-	release = func() {
+	unpin := func() {
 		for _, f := range all {
 			f()
 		}
 	}
 	defer func() {
 		if err != nil {
-			release()
+			unpin()
 		}
 	}()
 	for range 2 { // the second time, what was lost is back, and pinned
@@ -107,14 +107,14 @@ func (s *Service) stackKeys(ctx context.Context, st Stack) (keys []string, whole
 			return nil, false, nil, err
 		}
 		if len(lost) == 0 {
-			return keys, whole, release, nil
+			return keys, whole, unpin, nil
 		}
 		for _, l := range lost {
-			_, unpin, err := s.Layer(ctx, l.Of, l.Blob, l.DiffID)
+			_, release, err := s.Layer(ctx, l.Of, l.Blob, l.DiffID)
 			if err != nil {
 				return nil, false, nil, fmt.Errorf("layer %s must be fetched again: %w", l.Blob, err)
 			}
-			all = append(all, unpin)
+			all = append(all, release)
 		}
 	}
 	return nil, false, nil, fmt.Errorf("its layers do not stay: %w", iofs.ErrNotExist)
