@@ -338,7 +338,7 @@ func (s *Service) arrived(a *arrival, ref registry.Ref, w Wanted) (release func(
 	}
 	release = s.pinNames(m.Layers...)
 	var parts []*part
-	err = s.db.Update(func(tx *bolt.Tx) error {
+	err = s.db.View(func(tx *bolt.Tx) error {
 		for _, key := range m.Layers {
 			var l layerRow
 			if err := get(tx, "layers", key, &l); err != nil || l.Lied {
@@ -351,8 +351,13 @@ func (s *Service) arrived(a *arrival, ref registry.Ref, w Wanted) (release func(
 		if len(parts) == 0 {
 			return errNoPart
 		}
-		return change(tx, "manifests", string(w.Manifest), func(m *manifestRow) { m.ask(ref.WithDigest("").String()) })
+		return nil
 	})
+	if name := ref.WithDigest("").String(); err == nil && (len(m.Asked) == 0 || m.Asked[len(m.Asked)-1] != name) {
+		err = s.db.Update(func(tx *bolt.Tx) error {
+			return change(tx, "manifests", string(w.Manifest), func(m *manifestRow) { m.ask(name) })
+		})
+	}
 	if err != nil { // not all of it is here
 		release()
 		return func() {}, false, nil

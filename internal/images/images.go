@@ -116,9 +116,10 @@ type Service struct {
 	// live is held for writing while unneeded things are removed, and for reading
 	// while something is made that they may not lack. Nobody waits for the
 	// network with it: what a pull needs is pinned.
-	live sync.RWMutex
-	pins pins
-	uses uses
+	live     sync.RWMutex
+	sweeping sync.Mutex // is held before live, while a collection goes on; it reads and removes many files
+	pins     pins
+	uses     uses
 
 	configs configs
 

@@ -158,26 +158,15 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 			return err
 		}
 	}
-	s.live.Lock()
-	defer s.live.Unlock()
-	if err := first(); err != nil {
-		return err
-	}
-	heldLayers, heldTrees, err := s.heldNow(ctx)
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
+	defer s.Store.Hold()() // before it is decided what is needed
+	layerKeys, err := s.dropUnneeded(ctx, first)
 	if err != nil {
 		return err
 	}
-	if err := s.dropUnnamed(heldLayers); err != nil {
-		return err
-	}
-	layerKeys, trees, err := s.needed(heldLayers, heldTrees)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(s.dropTrees(ctx, trees), s.dropLayers(layerKeys), s.sweepProfiles())
-	if err != nil {
-		return err
-	}
+	// From here on, nobody waits: what is brought in meanwhile is noted by the
+	// store, and no layer that is kept is dropped by another one.
 	keep, err := s.neededObjects(layerKeys)
 	if err != nil {
 		return err
@@ -188,6 +177,28 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 		s.Log.Info("released", "bytes", freed)
 	}
 	return err
+}
+
+// dropUnneeded drops layers and metadata images that nothing needs, and returns
+// the layers that are left.
+func (s *Service) dropUnneeded(ctx context.Context, first func() error) (map[string]bool, error) {
+	s.live.Lock()
+	defer s.live.Unlock()
+	if err := first(); err != nil {
+		return nil, err
+	}
+	heldLayers, heldTrees, err := s.heldNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.dropUnnamed(heldLayers); err != nil {
+		return nil, err
+	}
+	layerKeys, trees, err := s.needed(heldLayers, heldTrees)
+	if err != nil {
+		return nil, err
+	}
+	return layerKeys, errors.Join(s.dropTrees(ctx, trees), s.dropLayers(layerKeys), s.sweepProfiles())
 }
 
 // needed adds to the layers and trees that snapshots hold those that images and
