@@ -57,6 +57,9 @@ func containerdLine(c control.ContainerdInfo) string {
 	if c.CRI {
 		line += ", with the image service of " + c.Address
 	}
+	if c.Error != "" {
+		return line + ": NOT SERVED: " + c.Error
+	}
 	return fmt.Sprintf("%s (%d calls)", line, c.Calls)
 }
 

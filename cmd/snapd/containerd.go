@@ -3,7 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,10 +13,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/rpc"
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/internal/telemetry"
+	"github.com/snapfs/snapfs/snapshotter"
 )
 
 // ContainerdConfig is a containerd that is served: a socket with the APIs of its
@@ -104,11 +110,15 @@ func (c *Config) sockets() (paths []string) {
 	return paths
 }
 
-// A containerd is one that is served.
+// A containerd is one that is served. What could not be opened is nil.
 type containerd struct {
 	ContainerdConfig
-	server   *rpc.Server
-	listener supervisor.Listener
+	d         *daemon
+	log       *slog.Logger
+	server    *rpc.Server
+	listener  supervisor.Listener
+	snapshots *snapshotter.Snapshotter
+	failed    error // why there are no snapshots
 }
 
 // rpcGrace is how long calls may take when the worker has to end. Reads of
@@ -124,13 +134,85 @@ func (d *daemon) openContainerds() error {
 			d.log.Error("containerd is not served before snapd is restarted", "containerd", e.Name, "socket", e.Socket)
 			continue
 		}
-		log := d.log.With("containerd", e.Name)
-		d.containerds = append(d.containerds, &containerd{
-			ContainerdConfig: e, listener: d.w.Sockets[i],
-			server: rpc.New(rpc.Options{Grace: rpcGrace, Log: log}),
-		})
+		c := &containerd{ContainerdConfig: e, d: d, listener: d.w.Sockets[i], log: d.log.With("containerd", e.Name)}
+		c.server = rpc.New(rpc.Options{Grace: rpcGrace, Log: c.log})
+		d.containerds = append(d.containerds, c)
+		if err := c.open(); err != nil {
+			// The others, and the containers that run, are none the worse for it.
+			c.log.Error("containerd is not served", "socket", c.Socket, "err", err)
+			c.failed = fmt.Errorf("snapd: containerd %s: %w", c.Name, err)
+			c.server.Without(c.failed)
+		}
 	}
 	return nil
+}
+
+// open opens what is kept for this containerd, and serves it.
+func (c *containerd) open() (err error) {
+	run := "c" // short: it is in every lower directory of a deep stack
+	if c.Name != defaultName {
+		run += "-" + c.Name
+	}
+	c.snapshots, err = snapshotter.New(snapshotter.Options{
+		Root: filepath.Join(c.d.c.Root, "snapshots", c.Name), Run: filepath.Join(c.d.c.Run, run),
+		Mapper: mapper{c.d.w}, Log: c.log,
+	})
+	if err != nil {
+		return err
+	}
+	snapshotter.Register(c.server, c.snapshots)
+	return nil
+}
+
+func (d *daemon) closeContainerds() (err error) {
+	for _, c := range d.containerds {
+		if c.snapshots != nil {
+			err = errors.Join(err, c.snapshots.Close())
+		}
+	}
+	return err
+}
+
+// A mapper is the supervisor, as a snapshotter wants directories to be mapped.
+type mapper struct{ w *supervisor.Worker }
+
+func (m mapper) MapDir(ctx context.Context, dir string, ids snapshotter.IDMap) (string, error) {
+	parsed, err := idMap(ids)
+	if err != nil {
+		return "", err
+	}
+	mapped, err := m.w.MapDir(ctx, dir, parsed)
+	return mapped, unavailable(err)
+}
+
+func (m mapper) KeepMapped(ctx context.Context, dir string, all []snapshotter.IDMap) error {
+	var keep []mounts.IDMap
+	for _, ids := range all {
+		parsed, err := idMap(ids)
+		if err != nil {
+			return err
+		}
+		keep = append(keep, parsed)
+	}
+	return unavailable(m.w.KeepMapped(ctx, dir, keep))
+}
+
+// idMap reads a mapping of a snapshot. An empty list shifts nothing.
+func idMap(m snapshotter.IDMap) (mounts.IDMap, error) {
+	const all = "0:0:4294967295"
+	parsed, err := mounts.ParseIDMap(cmp.Or(m.UID, all), cmp.Or(m.GID, all))
+	if err != nil {
+		return parsed, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return parsed, nil
+}
+
+// unavailable tells containerd that what fails for want of a supervisor may work later.
+func unavailable(err error) error {
+	if errors.Is(err, supervisor.ErrNoSupervisor) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return err
 }
 
 // serveContainerds starts to answer. A socket that fails takes the worker with it.
@@ -146,6 +228,9 @@ func (d *daemon) serveContainerds(ctx context.Context, all *sync.WaitGroup, fail
 
 func (c *containerd) info() control.ContainerdInfo {
 	i := control.ContainerdInfo{Name: c.Name, Socket: c.Socket, Address: c.Address, CRI: c.CRI}
+	if c.failed != nil {
+		i.Error = c.failed.Error()
+	}
 	for _, m := range c.server.Methods() {
 		i.Calls += m.Took.Total()
 	}

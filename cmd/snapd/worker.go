@@ -183,6 +183,7 @@ func (d *daemon) serve(ctx context.Context) error {
 
 func (d *daemon) close() error {
 	var errs []error
+	errs = append(errs, d.closeContainerds())
 	if d.containers != nil {
 		d.containers.Close()
 	}

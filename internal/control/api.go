@@ -91,6 +91,7 @@ type ContainerdInfo struct {
 	Address string // its own
 	CRI     bool   // the kubelet's image service is served, too
 	Calls   int64  // that have been answered by this worker
+	Error   string `json:",omitempty"` // why it is not served
 }
 
 // EventsArgs asks for what has happened. Without Follow that is what the daemon

@@ -36,16 +36,20 @@ type Options struct {
 	// Grace is how long calls may go on after the end of Serve's context before
 	// theirs end, and then how long they may take to return; 0: 3 s.
 	Grace time.Duration
+	// After is told of every call of one message that has ended, with what was
+	// asked and answered; nil: nobody is.
+	After func(ctx context.Context, method string, req, resp any, err error)
 	Log   *slog.Logger // nil: discard
 }
 
 // A Server is a gRPC server that serves once.
 type Server struct {
-	o     Options
-	grpc  *grpc.Server
-	calls calls
-	over  context.Context // ends calls that have not ended by themselves
-	end   context.CancelFunc
+	o       Options
+	grpc    *grpc.Server
+	calls   calls
+	missing error           // why services are not there
+	over    context.Context // ends calls that have not ended by themselves
+	end     context.CancelFunc
 }
 
 // ErrStopping is why a call was ended.
@@ -69,8 +73,21 @@ func New(o Options) *Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(s.unknown),
 	)
 	return s
+}
+
+// Without makes calls of services that are not there fail as unavailable, and
+// say why. To be called before Serve.
+func (s *Server) Without(why error) { s.missing = why }
+
+// unknown answers what no service answers.
+func (s *Server) unknown(any, grpc.ServerStream) error {
+	if s.missing != nil {
+		return status.Error(codes.Unavailable, s.missing.Error())
+	}
+	return status.Error(codes.Unimplemented, "this socket has no such service")
 }
 
 // RegisterService adds a service; see [grpc.ServiceRegistrar].
@@ -137,13 +154,19 @@ func code(err error) codes.Code {
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) error {
 		resp, err = handle(ctx, req)
+		if s.o.After != nil {
+			s.o.After(ctx, info.FullMethod, req, resp, err)
+		}
 		return err
 	})
 	return resp, err
 }
 
-// stream is for a call of several messages.
+// stream is for a call of several messages, or of no service: those are not counted.
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if srv == nil {
+		return handle(srv, stream)
+	}
 	return s.call(stream.Context(), info.FullMethod, func(ctx context.Context) error {
 		return handle(srv, &bounded{stream, ctx})
 	})

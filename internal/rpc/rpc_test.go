@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -58,6 +59,7 @@ type stand struct {
 	listener *net.UnixListener // as a supervisor would hold it
 	service  *service
 	client   health.HealthClient
+	closed   chan struct{} // gets a value from every server that accepts no more
 }
 
 func newStand(t *testing.T) *stand {
@@ -67,7 +69,7 @@ func newStand(t *testing.T) *stand {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &stand{T: t, path: filepath.Join(dir, "s"), service: &service{entered: make(chan string, 10), proceed: make(chan struct{})}}
+	s := &stand{T: t, path: filepath.Join(dir, "s"), service: &service{entered: make(chan string, 10), proceed: make(chan struct{})}, closed: make(chan struct{}, 10)}
 	if s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.path, Net: "unix"}); err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +81,19 @@ func newStand(t *testing.T) *stand {
 	t.Cleanup(func() { conn.Close() })
 	s.client = health.NewHealthClient(conn)
 	return s
+}
+
+// telling is a listener that tells when it is closed.
+type telling struct {
+	net.Listener
+	once   sync.Once
+	closed chan<- struct{}
+}
+
+func (l *telling) Close() error {
+	err := l.Listener.Close()
+	l.once.Do(func() { l.closed <- struct{}{} })
+	return err
 }
 
 // serve starts a server, as a worker would.
@@ -99,7 +114,7 @@ func (s *stand) serve(o Options) (*Server, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := server.Serve(ctx, l); err != nil {
+		if err := server.Serve(ctx, &telling{Listener: l, closed: s.closed}); err != nil {
 			s.Errorf("Serve: %v", err)
 		}
 	})
@@ -169,7 +184,14 @@ func TestStopLetsCallsFinish(t *testing.T) {
 	}
 	stopped := make(chan struct{})
 	go func() { stop(); close(stopped) }()
-	s.untilRefused()
+	<-s.closed
+	// The client above may use its connection until it hears that it should not.
+	conn, err := grpc.NewClient("unix://"+s.path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s.client = health.NewHealthClient(conn)
 	next := make(chan codes.Code, 1)
 	go func() { next <- s.check("good") }()
 	select {
@@ -190,29 +212,6 @@ func TestStopLetsCallsFinish(t *testing.T) {
 	if got := <-next; got != codes.OK {
 		t.Errorf("the call that waited: %v, want OK", got)
 	}
-}
-
-// untilRefused waits until the server accepts no connection any more: a new client's call does not get through.
-func (s *stand) untilRefused() {
-	s.Helper()
-	for range 1000 {
-		conn, err := grpc.NewClient("unix://"+s.path, grpc.WithTransportCredentials(insecure.NewCredentials()))
-		if err != nil {
-			s.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(s.Context(), 20*time.Millisecond)
-		_, err = health.NewHealthClient(conn).Check(ctx, &health.HealthCheckRequest{Service: "probe"})
-		cancel()
-		conn.Close()
-		select {
-		case <-s.service.entered:
-		default:
-			if err != nil {
-				return
-			}
-		}
-	}
-	s.Fatal("it accepts connections still")
 }
 
 // Calls that do not finish are ended, and say that the next server may be asked.
@@ -237,6 +236,55 @@ func TestStopEndsCalls(t *testing.T) {
 	}
 	if server.Open() != 0 {
 		t.Errorf("Serve returned with %d calls open", server.Open())
+	}
+}
+
+// Services that could not be opened are unavailable, and those that could are not.
+func TestWithout(t *testing.T) {
+	s := newStand(t)
+	f, err := s.listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var after []string
+	server := New(Options{After: func(_ context.Context, method string, req, resp any, err error) {
+		after = append(after, req.(*health.HealthCheckRequest).Service, status.Code(err).String())
+		if r, _ := resp.(*health.HealthCheckResponse); (r != nil) != (err == nil) {
+			t.Errorf("after %s: %v, %v", method, resp, err)
+		}
+	}})
+	health.RegisterHealthServer(server, s.service)
+	server.Without(errors.New("the disk is gone"))
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { server.Serve(ctx, l) })
+	if got := s.check("good"); got != codes.OK {
+		t.Errorf("a service that is there: %v", got)
+	}
+	if got := s.check("fails"); got != codes.AlreadyExists {
+		t.Errorf("a call that fails: %v", got)
+	}
+	conn, err := grpc.NewClient("unix://"+s.path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Invoke(t.Context(), "/gone/Method", &health.HealthCheckRequest{}, &health.HealthCheckResponse{})
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "the disk is gone") {
+		t.Errorf("a service that is not: %v, want Unavailable and why", err)
+	}
+	cancel()
+	wg.Wait()
+	if want := []string{"good", "OK", "fails", "AlreadyExists"}; !slices.Equal(after, want) {
+		t.Errorf("After was told %q, want %q", after, want)
+	}
+	if all := server.Methods(); len(all) != 1 {
+		t.Errorf("counted: %+v", all)
 	}
 }
 
