@@ -128,6 +128,7 @@ const rpcGrace = 500 * time.Millisecond
 
 // openContainerds builds what each containerd is served with.
 func (d *daemon) openContainerds() error {
+	defer close(d.containerdsOpen)
 	for _, e := range d.c.containerds() {
 		i := slices.IndexFunc(d.w.Sockets, func(l supervisor.Listener) bool { return l.Path == e.Socket })
 		if i < 0 { // the configuration was changed under a running daemon, and this worker replaces one that died
@@ -147,6 +148,9 @@ func (d *daemon) openContainerds() error {
 	return nil
 }
 
+// snapshotsDir is the directory of ROOT that has one for the snapshots of each containerd.
+const snapshotsDir = "snapshots"
+
 // open opens what is kept for this containerd, and serves it.
 func (c *containerd) open() (err error) {
 	run := "c" // short: it is in every lower directory of a deep stack
@@ -154,8 +158,8 @@ func (c *containerd) open() (err error) {
 		run += "-" + c.Name
 	}
 	c.snapshots, err = snapshotter.New(snapshotter.Options{
-		Root: filepath.Join(c.d.c.Root, "snapshots", c.Name), Run: filepath.Join(c.d.c.Run, run),
-		Mapper: mapper{c.d.w}, Log: c.log,
+		Root: filepath.Join(c.d.c.Root, snapshotsDir, c.Name), Run: filepath.Join(c.d.c.Run, run),
+		Layers: &book{c: c}, Mapper: mapper{c.d.w}, Log: c.log,
 	})
 	if err != nil {
 		return err
@@ -167,7 +171,7 @@ func (c *containerd) open() (err error) {
 func (d *daemon) closeContainerds() (err error) {
 	for _, c := range d.containerds {
 		if c.snapshots != nil {
-			err = errors.Join(err, c.snapshots.Close())
+			err = errors.Join(err, c.unmarkUsed(), c.snapshots.Close())
 		}
 	}
 	return err

@@ -33,26 +33,27 @@ import (
 
 // daemon is the worker's stack, from the bottom up.
 type daemon struct {
-	c           Config
-	log         *slog.Logger
-	w           *supervisor.Worker
-	store       *objects.Store
-	registry    *registry.Registry
-	counts      registry.Stats
-	events      *events.Log
-	meter       meter.Meter
-	starts      *starts.Book
-	tracer      *telemetry.Tracer
-	tops        atomic.Int32 // requests of OpTop under way
-	fetcher     *fetch.Fetcher
-	files       *soci.Files
-	images      *images.Service
-	containers  *containers.Service
-	containerds []*containerd
-	nodes       *objectfs.Nodes
-	fs          *objectfs.FS
-	runner      string
-	started     time.Time
+	c               Config
+	log             *slog.Logger
+	w               *supervisor.Worker
+	store           *objects.Store
+	registry        *registry.Registry
+	counts          registry.Stats
+	events          *events.Log
+	meter           meter.Meter
+	starts          *starts.Book
+	tracer          *telemetry.Tracer
+	tops            atomic.Int32 // requests of OpTop under way
+	fetcher         *fetch.Fetcher
+	files           *soci.Files
+	images          *images.Service
+	containers      *containers.Service
+	containerds     []*containerd
+	containerdsOpen chan struct{} // closed when all are open that can be
+	nodes           *objectfs.Nodes
+	fs              *objectfs.FS
+	runner          string
+	started         time.Time
 }
 
 // memoryGoal is where the collector begins to work harder: a worker at rest
@@ -68,7 +69,7 @@ func work(c Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	d := &daemon{c: c, log: log, w: w, started: time.Now(), events: events.New(0)}
+	d := &daemon{c: c, log: log, w: w, started: time.Now(), events: events.New(0), containerdsOpen: make(chan struct{})}
 	if err := d.open(ctx); err != nil {
 		if cerr := d.close(); cerr != nil {
 			log.Error("after a failed start", "err", cerr)
@@ -124,6 +125,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	}
 	d.images, err = images.Open(ctx, images.Options{
 		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Files: d.files, Mounter: d.w,
+		Held:     d.held,
 		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
 		Complete: c.Pull.Complete, Indexes: indexes, Events: d.events, Log: d.log,
 	})
