@@ -67,6 +67,7 @@ func groups() []struct {
 			{name: "stat", about: "Show counters", run: stat},
 			{name: "events", about: "Show what has happened, and what does", run: showEvents},
 			{name: "daemon", about: "Start, stop or restart the daemon", run: daemon},
+			{name: "containerd", about: "Let containerd use the daemon: configure it, and find out what is wrong", run: containerd},
 			{name: "version", about: "Show versions", run: showVersion},
 			{name: "completion", about: "Print completions for a shell", run: completion},
 			{name: "help", about: "Show help on a verb", run: help},

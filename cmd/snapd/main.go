@@ -30,6 +30,9 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // run is main with its surroundings passed in. It returns the exit status: 0,
 // 1 for a failure, 2 for a misuse.
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "containerd" {
+		return runNode(args[1:], stdout, stderr)
+	}
 	c, done, err := parse(args, stdout, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):

@@ -1,4 +1,4 @@
-// Package containerd knows how a containerd has to be configured for snapd: it
+// Package node knows how a containerd has to be configured for snapd: it
 // prints that, merges it into a configuration file that people have written,
 // and finds out what is wrong on a node.
 //
@@ -6,4 +6,4 @@
 // order stay. What the change has done is then compared, as data, with what it
 // was meant to do, and anything else is refused: a node whose containerd does not
 // start is worse than one without snapd.
-package containerd
+package node

@@ -1,4 +1,4 @@
-package containerd
+package node
 
 import (
 	"bytes"
@@ -354,5 +354,5 @@ func literal(v any) string {
 		}
 		return list(s)
 	}
-	panic(fmt.Sprintf("containerd: no literal of a %T", v))
+	panic(fmt.Sprintf("node: no literal of a %T", v))
 }
