@@ -83,12 +83,12 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 func TestContainerds(t *testing.T) {
 	const own = "/run/containerd/containerd.sock"
 	for text, want := range map[string][]ContainerdConfig{
-		"":                {{"default", "/run/snapfs/containerd.sock", own, false}},
+		"":                {{"default", "/run/snapfs/containerd.sock", own, false, ""}},
 		"containerd = []": {},
-		"run = '/r'":      {{"default", "/r/containerd.sock", own, false}},
-		"[[containerd]]":  {{"default", "/run/snapfs/containerd.sock", own, false}},
+		"run = '/r'":      {{"default", "/r/containerd.sock", own, false, ""}},
+		"[[containerd]]":  {{"default", "/run/snapfs/containerd.sock", own, false, ""}},
 		"[[containerd]]\nname = 'k3s'\naddress = '/run/k3s/containerd/containerd.sock'\ncri = true\n[[containerd]]\nsocket = '/run/x/y.sock'": {
-			{"k3s", "/run/snapfs/containerd-k3s.sock", "/run/k3s/containerd/containerd.sock", true}, {"default", "/run/x/y.sock", own, false},
+			{"k3s", "/run/snapfs/containerd-k3s.sock", "/run/k3s/containerd/containerd.sock", true, ""}, {"default", "/run/x/y.sock", own, false, ""},
 		},
 	} {
 		c, err := load(t, text)
@@ -97,6 +97,29 @@ func TestContainerds(t *testing.T) {
 		}
 		if got := c.sockets(); len(got) != len(want) {
 			t.Errorf("%q: sockets %q", text, got)
+		}
+	}
+}
+
+func TestContentDirs(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"content = '/var/lib/containerd/io.containerd.content.v1.content'": true,
+		"content = '/a'\n[[containerd]]\nname = 'b'\ncontent = '/ab'":      true,
+		"content = '/a'\n[[containerd]]\nname = 'b'\ncontent = '/a/b'":     false,
+		"content = '/a'\n[[containerd]]\nname = 'b'\ncontent = '/a'":       false,
+		"content = 'a'":                   false,
+		"content = '/a/../b'":             false,
+		"content = '/'":                   false,
+		"content = '/var/lib/snapfs/x'":   false,
+		"content = '/var/lib'":            false,
+		"content = '/run/snapfs/content'": false,
+	} {
+		c, err := load(t, "[[containerd]]\n"+text)
+		if err == nil {
+			err = c.Validate()
+		}
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }

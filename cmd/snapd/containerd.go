@@ -21,6 +21,8 @@ import (
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/internal/telemetry"
 	"github.com/snapfs/snapfs/snapshotter"
+	"github.com/snapfs/snapfs/snapshotter/blobs"
+	"github.com/snapfs/snapfs/snapshotter/entries"
 )
 
 // ContainerdConfig is a containerd that is served: a socket with the APIs of its
@@ -42,6 +44,12 @@ type ContainerdConfig struct {
 	// when an image is pulled. Default false: the kubelet has to be told
 	// (--image-service-endpoint).
 	CRI bool `toml:"cri"`
+	// Content is the directory of the content store that containerd has if its
+	// configuration says so (snapctl containerd config --content). Default
+	// ROOT/content/NAME. With containerd's own,
+	// /var/lib/containerd/io.containerd.content.v1.content, what is there stays in
+	// use, and can go back; the format is the same.
+	Content string `toml:"content"`
 }
 
 // containerds are the entries of the configuration with their defaults.
@@ -99,7 +107,7 @@ func (c *Config) validateContainerds() error {
 		}
 		sockets[e.Socket] = true
 	}
-	return nil
+	return c.validateContent()
 }
 
 // sockets are the paths that the supervisor holds.
@@ -118,7 +126,9 @@ type containerd struct {
 	server    *rpc.Server
 	listener  supervisor.Listener
 	snapshots *snapshotter.Snapshotter
-	failed    error // why there are no snapshots
+	content   *blobs.Store
+	entries   *entries.Entries
+	failed    error // why there are no snapshots, or no content
 }
 
 // rpcGrace is how long calls may take when the worker has to end. Reads of
@@ -157,9 +167,12 @@ func (c *containerd) open() (err error) {
 	if c.Name != defaultName {
 		run += "-" + c.Name
 	}
+	if err := c.openContent(); err != nil {
+		return err
+	}
 	c.snapshots, err = snapshotter.New(snapshotter.Options{
 		Root: filepath.Join(c.d.c.Root, snapshotsDir, c.Name), Run: filepath.Join(c.d.c.Run, run),
-		Layers: &book{c: c}, Mapper: mapper{c.d.w}, Log: c.log,
+		Layers: &book{c: c}, Mapper: mapper{c.d.w}, Held: c.held, Log: c.log,
 	})
 	if err != nil {
 		return err
@@ -173,6 +186,7 @@ func (d *daemon) closeContainerds() (err error) {
 		if c.snapshots != nil {
 			err = errors.Join(err, c.unmarkUsed(), c.snapshots.Close())
 		}
+		err = errors.Join(err, c.closeContent())
 	}
 	return err
 }
