@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -176,7 +177,7 @@ func userNamespace(m ids) (_ int, err error) {
 		ns = low
 		return errEnough
 	}
-	_, err = s.run(nil, nil, unix.CLONE_NEWUSER)
+	_, err = s.run(context.Background(), nil, unix.CLONE_NEWUSER)
 	if errors.Is(err, errEnough) && ns >= 0 {
 		return ns, nil
 	}

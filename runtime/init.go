@@ -127,7 +127,7 @@ func (s *start) awaitInit() error {
 		case n < len(b):
 			return nil
 		}
-		return &ExecError{s.proc.args[0], unix.Errno(-int64(binary.LittleEndian.Uint64(b[:])))}
+		return &ExecError{s.proc.name(), unix.Errno(-int64(binary.LittleEndian.Uint64(b[:])))}
 	}
 }
 

@@ -202,7 +202,7 @@ func (c *Container) Execute(ctx context.Context, dir string) error {
 	if i := out.index - c.first; i >= 0 && i < len(c.steps) {
 		step = c.steps[i]
 	}
-	return failure(step, c.plan.proc.args[0], unix.Errno(-out.errno))
+	return failure(step, c.plan.proc.name(), unix.Errno(-out.errno))
 }
 
 func openFIFO(name string, flags int) (*os.File, error) {

@@ -30,20 +30,20 @@ func (s *start) makeScratch() error {
 }
 
 // attach takes the child's mounts off the host's, and puts the root on top of "/",
-// which needs no directory for it.
+// which needs no directory for it, and scratch where the host has its procfs.
 //
 // A createContainer hook wants the host's file systems as they are, and the root where it is.
 func (s *start) attach(given bool) error {
 	p := s.prog
 	p.step = "make the mounts private"
 	p.mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE)
-	p.step = "attach scratch"
-	p.add(unix.SYS_MOVE_MOUNT, uintptr(s.scratch), p.str(""), fdcwd, p.str("/proc"), unix.MOVE_MOUNT_F_EMPTY_PATH)
-	p.step = "attach the root"
-	at := "/"
+	at, scratchAt := "/", "/proc"
 	if len(s.plan.hooks.container) > 0 && !given {
-		at = s.plan.rootPath
+		at, scratchAt = s.plan.rootPath, s.plan.rootPath
 	}
+	p.step = "attach scratch"
+	p.add(unix.SYS_MOVE_MOUNT, uintptr(s.scratch), p.str(""), fdcwd, p.str(scratchAt), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	p.step = "attach the root"
 	p.add(unix.SYS_MOVE_MOUNT, uintptr(s.tree.root), p.str(""), fdcwd, p.str(at), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	return nil
 }

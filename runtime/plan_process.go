@@ -135,6 +135,14 @@ func (p *process) getenv(name string) (string, bool) {
 	return "", false
 }
 
+// name is what is executed, for an error.
+func (p *process) name() string {
+	if p.file != "" || len(p.args) == 0 {
+		return p.file
+	}
+	return p.args[0]
+}
+
 // candidates are the paths to try for args[0], as execvp(3) does. A relative
 // entry of PATH counts from the working directory; an empty one is not searched.
 func (p *process) candidates() []string {

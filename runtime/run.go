@@ -117,7 +117,7 @@ func (s *start) failure(out *outcome) error {
 	if out.index < len(s.prog.names) {
 		step = s.prog.names[out.index]
 	}
-	return failure(step, s.proc.args[0], unix.Errno(-out.errno))
+	return failure(step, s.proc.name(), unix.Errno(-out.errno))
 }
 
 func failure(step, program string, errno unix.Errno) error {

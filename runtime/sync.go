@@ -47,6 +47,9 @@ func (s *start) openLine() error {
 	if s.line != nil {
 		return nil
 	}
+	if err := s.mapPage(); err != nil {
+		return err
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return &StepError{"socketpair", err}

@@ -75,8 +75,9 @@ func (m *making) files(c *CLI, terminal bool, env *[]string) (runtime.Files, err
 	}
 	for i := range n {
 		fd := 3 + i
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-			return f, fmt.Errorf("--preserve-fds: descriptor %d: %w", fd, err)
+		// What is closed at exec was not inherited: it is Go's own.
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+			return f, fmt.Errorf("--preserve-fds: descriptor %d is not open", fd)
 		}
 		f.Extra = append(f.Extra, os.NewFile(uintptr(fd), "preserved "+strconv.Itoa(fd)))
 	}

@@ -1,9 +1,11 @@
 package oci
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,6 +58,7 @@ type bench struct {
 	bundle string
 	spec   *specs.Spec
 	bin    string
+	out    *bufio.Reader
 }
 
 // newBench makes a bundle whose process runs the program inside with some arguments.
@@ -145,25 +148,47 @@ func (b *bench) runs() string {
 	return b.ok("run", "--bundle", b.bundle, b.id)
 }
 
-// create writes the bundle and creates the container; what it writes goes to the buffer that is returned, after its end.
+// create writes the bundle and creates the container, whose output goes to a pipe.
 func (b *bench) create(options ...string) {
 	b.t.Helper()
 	b.write()
 	cmd := b.cmd(append(append([]string{"create", "--bundle", b.bundle}, options...), b.id)...)
-	out, err := os.Create(filepath.Join(b.bundle, "out"))
+	r, w, err := os.Pipe()
 	must(b.t, err)
-	defer out.Close()
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Run(); err != nil {
-		b.t.Fatalf("create: %v: %s", err, b.output())
+	cmd.Stdout, cmd.Stderr = w, w
+	err = cmd.Run()
+	w.Close()
+	if err != nil {
+		out, _ := io.ReadAll(r)
+		b.t.Fatalf("create: %v: %s", err, out)
 	}
+	b.out = bufio.NewReader(r)
+	b.t.Cleanup(func() { r.Close() })
 }
 
-// output is what the container of create has written.
-func (b *bench) output() string {
-	o, err := os.ReadFile(filepath.Join(b.bundle, "out"))
+// end reads what the container of create writes until it is "ready" (the verb
+// trap says so), kills it, and returns all it wrote.
+func (b *bench) end() string {
+	b.t.Helper()
+	var all strings.Builder
+	for !strings.HasSuffix(all.String(), "ready\n") {
+		line, err := b.out.ReadString('\n')
+		all.WriteString(line)
+		if err != nil {
+			b.t.Fatalf("output ended with %v: %s", err, all.String())
+		}
+	}
+	pid := b.state().Pid
+	b.ok("kill", b.id, "KILL")
+	waitPid(b.t, pid)
+	return all.String()
+}
+
+// rest is what follows.
+func (b *bench) rest() string {
+	out, err := io.ReadAll(b.out)
 	must(b.t, err)
-	return string(o)
+	return string(out)
 }
 
 func (b *bench) state() shown {
