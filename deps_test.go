@@ -42,6 +42,9 @@ var rules = []struct{ from, not, why string }{
 	{"cmd/snapctl", "github.com/containerd/containerd", "snapctl starts in two milliseconds"},
 	{"cmd/snapctl", "net/http", "snapctl starts in two milliseconds"},
 	{"cmd/snapctl", "github.com/hanwen/go-fuse", "snapctl serves nothing"},
+	{"cmd/snapctl", "github.com/vishvananda/netlink", "the daemon connects containers"},
+	{"cmd/snapctl", "github.com/google/nftables", "the daemon connects containers"},
+	{"internal/network", module + "/internal/containers", "it knows no containers, but IDs"},
 }
 
 // TestImports holds the table of who may import whom.
@@ -69,7 +72,9 @@ func TestOnlyOneImporter(t *testing.T) {
 	for pkg, allowed := range map[string][]string{
 		"github.com/hanwen/go-fuse/v2/fuse": {module + "/fs/objectfs"},
 		// internal/telemetry listens for scrapers and sends spans, if it is configured to.
-		"net/http": {module + "/layers/registry", module + "/internal/telemetry", module + "/bench/"},
+		"github.com/vishvananda/netlink": {module + "/internal/network", module + "/integration"},
+		"github.com/google/nftables":     {module + "/internal/network"},
+		"net/http":                       {module + "/layers/registry", module + "/internal/telemetry", module + "/bench/"},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./...").Output()
 		if err != nil {

@@ -89,7 +89,7 @@ func containerMachine(t *testing.T, config ...string) *machine {
 	t.Helper()
 	m := newMachine(t, "")
 	parent := filepath.Base(m.dir)
-	m.config = strings.Join(append(config, fmt.Sprintf("cgroup_parent = '/%s'", parent)), "\n")
+	m.config = strings.Join(append([]string{fmt.Sprintf("cgroup_parent = '/%s'", parent)}, config...), "\n")
 	t.Cleanup(func() {
 		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 			dirs, _ := filepath.Glob(pattern + parent)

@@ -80,7 +80,11 @@ func startMachine(t *testing.T, config string) *machine {
 func (m *machine) launch(args ...string) *daemon {
 	m.Helper()
 	file := filepath.Join(m.dir, "snapd.toml")
-	if err := os.WriteFile(file, []byte(m.config+"\n"), 0o600); err != nil {
+	config := m.config
+	if !strings.Contains(config, "[network]") { // bridges of several machines would be in each other's way
+		config += "\n[network]\ndefault = 'none'"
+	}
+	if err := os.WriteFile(file, []byte(config+"\n"), 0o600); err != nil {
 		m.Fatal(err)
 	}
 	d := &daemon{cmd: exec.Command(m.snapd, append([]string{"--config", file, "--root", m.root, "--run", m.run}, args...)...)}

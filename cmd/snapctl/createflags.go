@@ -21,7 +21,7 @@ import (
 // remain are IMAGE [COMMAND] [ARG...], for created.
 func createFlags(f *flagSet, a *control.CreateArgs) {
 	f.stop = true
-	a.Network, a.Pull = "none", "missing"
+	a.Pull = "missing"
 	f.list(&a.CapAdd, "cap-add", "NAME", "add a capability (ALL for all)")
 	f.list(&a.CapDrop, "cap-drop", "NAME", "drop a capability (ALL for all)")
 	f.add("cpus", "N", "limit to N CPUs, such as 1.5", func(s string) (err error) { a.NanoCPUs, err = parseCPUs(s); return err })
@@ -65,7 +65,7 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 		return err
 	})
 	f.text(&a.Name, "name", "NAME", "name the container (default made up)")
-	f.add("network,net", "NETWORK", "network: host, or none (default)", func(s string) error { a.Network = s; return network(s) })
+	networkFlags(f, a)
 	f.add("pids-limit", "N", "limit the number of processes (-1 for no limit)", func(s string) error {
 		var n int
 		_, err := fmt.Sscanf(s+"\n", "%d\n", &n)
@@ -148,16 +148,6 @@ func healthFlags(f *flagSet, a *control.CreateArgs) {
 		return err
 	})
 	f.flag(&a.NoHealthcheck, "no-healthcheck", "do not run the image's health check")
-}
-
-func network(s string) error {
-	switch s {
-	case "host", "none":
-		return nil
-	case "bridge", "default":
-		return fmt.Errorf("%q: bridge networks come later; use host or none", s)
-	}
-	return fmt.Errorf("%q: unknown network; use host or none", s)
 }
 
 // created completes a with the arguments that the options left.

@@ -108,7 +108,7 @@ func TestUsageErrors(t *testing.T) {
 		{"rm", 2, "usage: snapctl rm"},
 		{"run", 125, "usage: snapctl run"},
 		{"run --nope x", 125, "unknown option --nope"},
-		{"run --network bridge x", 125, "bridge networks come later"},
+		{"run --network mynet x", 125, "unknown network"},
 		{"run --ready prot=80 x", 125, `--ready: "prot=80": want line=REGEX, port=NUMBER or file=PATH`},
 		{"run --ready port=65536 x", 125, "--ready: \"port=65536\": want a port from 1 to 65535"},
 		{"run --ready file=run/x x", 125, "--ready: \"file=run/x\": want an absolute path"},

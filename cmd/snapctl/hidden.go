@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -20,11 +22,12 @@ import (
 
 // runMonitor is the hidden verb that holds one container:
 //
-//	snapctl monitor [--ready-fd N] [--listen-fd N] DIR
+//	snapctl monitor [--ready-fd N] [--listen-fd N] [--join KIND=N]... DIR
 //
 // Descriptor --ready-fd is closed when the monitor answers at its socket, or
 // has failed; then standard error says why. With --listen-fd the socket is
-// listening already.
+// listening already. --join has the container started in the namespace that
+// descriptor N is, instead of a new one of that kind.
 func runMonitor(ctx context.Context, env *Env, args []string) error {
 	lowMemory()
 	monitor.IgnoreSignals(signal.Ignore)
@@ -34,6 +37,16 @@ func runMonitor(ctx context.Context, env *Env, args []string) error {
 	ready, listen := -1, -1
 	f.number(&ready, "ready-fd", "N", "")
 	f.number(&listen, "listen-fd", "N", "")
+	f.add("join", "KIND=N", "", func(s string) error {
+		kind, number, _ := strings.Cut(s, "=")
+		fd, err := strconv.Atoi(number)
+		if err != nil {
+			return fmt.Errorf("%q: want KIND=N", s)
+		}
+		unix.CloseOnExec(fd)
+		o.Join = append(o.Join, monitor.Namespace{Kind: kind, File: os.NewFile(uintptr(fd), "namespace")})
+		return nil
+	})
 	rest, err := f.parseArgs(args, false)
 	if err != nil {
 		return err

@@ -50,6 +50,7 @@ func run(ctx context.Context, env *Env, args []string) error {
 	if a.TTY && a.OpenStdin && !detach && !terminal(env.Stdin) {
 		return errNoTerminal
 	}
+	a.Begin = true
 	c, err := env.createContainer(ctx, &a, quiet)
 	if err != nil {
 		return err

@@ -40,6 +40,7 @@ type Config struct {
 	Pull       PullConfig         `toml:"pull"`
 	Index      IndexConfig        `toml:"index"`
 	Disk       DiskConfig         `toml:"disk"`
+	Network    NetworkConfig      `toml:"network"`
 	Metrics    MetricsConfig      `toml:"metrics"`
 	Tracing    TracingConfig      `toml:"tracing"`
 }
@@ -171,6 +172,8 @@ func DefaultConfig() Config {
 		Pull:  PullConfig{Complete: true},
 		Index: IndexConfig{Trust: trustSigned},
 		Disk:  DiskConfig{Reserve: 1 << 30},
+
+		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto},
 	}
 }
 
@@ -253,7 +256,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := cmp.Or(c.Metrics.validate(), c.Tracing.validate(), c.validateContainerds()); err != nil {
+	if err := cmp.Or(c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.validateContainerds()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

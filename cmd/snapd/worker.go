@@ -21,6 +21,7 @@ import (
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/meter"
+	"github.com/snapfs/snapfs/internal/network"
 	"github.com/snapfs/snapfs/internal/starts"
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/internal/telemetry"
@@ -29,6 +30,7 @@ import (
 	"github.com/snapfs/snapfs/layers/objects"
 	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/layers/soci"
+	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
 // daemon is the worker's stack, from the bottom up.
@@ -47,6 +49,7 @@ type daemon struct {
 	fetcher         *fetch.Fetcher
 	files           *soci.Files
 	images          *images.Service
+	network         *network.Service
 	containers      *containers.Service
 	containerds     []*containerd
 	containerdsOpen chan struct{} // closed when all are open that can be
@@ -132,8 +135,11 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if d.network, err = network.Open(ctx, c.Network.options(c.Root, c.Run, d.log)); err != nil {
+		return err
+	}
 	d.containers, err = containers.Open(ctx, containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d,
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: d.network, Network: c.Network.Default,
 		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	if err != nil {
@@ -189,6 +195,9 @@ func (d *daemon) close() error {
 	if d.containers != nil {
 		d.containers.Close()
 	}
+	if d.network != nil {
+		errs = append(errs, d.network.Close())
+	}
 	if d.images != nil {
 		errs = append(errs, d.images.Close())
 	}
@@ -209,17 +218,22 @@ func (d *daemon) close() error {
 
 // SpawnMonitor starts the monitor of the container in dir, by the supervisor,
 // and returns when it answers.
-func (d *daemon) SpawnMonitor(ctx context.Context, dir string) error {
+func (d *daemon) SpawnMonitor(ctx context.Context, dir string, join []monitor.Namespace) error {
 	r, ready, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	argv, files := []string{d.runner, "monitor", "--ready-fd", "3"}, []*os.File{ready}
+	for _, j := range join {
+		argv = append(argv, "--join", fmt.Sprintf("%s=%d", j.Kind, 3+len(files)))
+		files = append(files, j.File)
+	}
 	_, err = d.w.Spawn(ctx, supervisor.Process{
-		Argv: []string{d.runner, "monitor", "--ready-fd", "3", dir},
+		Argv: append(argv, dir),
 		Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GODEBUG=" + cmp.Or(os.Getenv("GODEBUG"), "madvdontneed=1")},
 		Log:  filepath.Join(dir, containers.MonitorLog),
-		File: []*os.File{ready},
+		File: files,
 	})
 	ready.Close()
 	if err != nil {

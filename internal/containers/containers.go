@@ -33,17 +33,20 @@ import (
 )
 
 // A Spawner starts the monitor of the container in dir and waits until it
-// answers, or is dead. It is the supervisor: this process never forks.
+// answers, or is dead. It is the supervisor: this process never forks. join are
+// namespaces that the container is to be started in; they stay the caller's.
 type Spawner interface {
-	SpawnMonitor(ctx context.Context, dir string) error
+	SpawnMonitor(ctx context.Context, dir string, join []monitor.Namespace) error
 }
 
-// Options of a Service. All but Boots and Log are needed.
+// Options of a Service. What is not marked as nil is needed.
 type Options struct {
 	Root, Run    string
 	CgroupParent string
 	Images       *images.Service
 	Spawner      Spawner
+	Networks     Networks     // nil: there is no bridge
+	Network      string       // of a container that names none: one of control's constants
 	Events       *events.Log  // nil: nobody is told
 	Starts       *starts.Book // nil: nobody remembers where the time went
 	Boots        Boots        // nil: nobody hears of starts, and a container without another sign was ready at once
@@ -76,6 +79,9 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if o.Boots == nil {
 		o.Boots = noBoots{}
 	}
+	if o.Networks == nil {
+		o.Networks = noNetworks{}
+	}
 	s := &Service{
 		Options: o, opened: time.Now(), quiet: defaultQuiet,
 		names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{},
@@ -90,6 +96,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		return nil, err
 	}
 	s.base, s.cancel = context.WithCancel(ctx)
+	defer s.followers.Go(s.reconcileNetworks)
 	for _, e := range entries {
 		id := e.Name()
 		c, err := monitor.LoadConfig(s.dir(id))
@@ -268,8 +275,9 @@ func (s *Service) row(id string) (control.Container, bool) {
 	if st.Status != monitor.StatusRunning {
 		row.Pid = 0
 	}
+	row.Network, row.Exposed = networkMode(c), c.Network.Exposed
 	if monitor.Alive(s.dir(id)) {
-		row.Socket = c.Socket
+		row.Socket, row.Endpoint = c.Socket, s.Networks.Endpoint(id)
 	}
 	return row, true
 }

@@ -105,7 +105,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	start.Container(c.ID, c.Name)
 	done = start.Phase("monitor")
 	s.Images.Prepare(c.ID, image)
-	if err := s.spawn(ctx, c); err != nil {
+	if err := s.spawn(ctx, c, a.Begin); err != nil {
 		s.Images.Ready(c.ID, false)
 		s.forget(c.ID)
 		return nil, errors.Join(err, s.erase(c.ID))
@@ -131,12 +131,11 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 	if err != nil {
 		return nil, nil, err
 	}
-	if a.Hostname == "" {
-		a.Hostname = a.ID[:12]
-		if a.Network == "host" {
-			a.Hostname, _ = os.Hostname()
-		}
+	net, w, err := s.network(a, config.Config.ExposedPorts)
+	if err != nil {
+		return nil, nil, err
 	}
+	warnings = append(warnings, w...)
 	dir := s.dir(a.ID)
 	sp, err := spec(a, config, dir, s.CgroupParent)
 	if err != nil {
@@ -154,7 +153,7 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 		User: cmp.Or(a.User, config.Config.User), StopSignal: cmp.Or(a.StopSignal, config.Config.StopSignal),
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
-		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs,
+		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs, Network: net,
 	}, warnings, nil
 }
 
@@ -184,7 +183,7 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 	if err := makeUpper(c.Rootfs.Upper, c.Rootfs.Lower[0]); err != nil {
 		return err
 	}
-	if err := writeHostFiles(dir, a.Hostname, a.Network); err != nil {
+	if err := s.hostFiles(c, nil); err != nil {
 		return err
 	}
 	for _, m := range a.Mounts {
@@ -214,7 +213,8 @@ func makeUpper(upper, lower string) error {
 	return os.Chmod(upper, fi.Mode())
 }
 
-func (s *Service) spawn(ctx context.Context, c *monitor.Config) error {
+// spawn gives a container a monitor and, if it is about to start, its network.
+func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool) error {
 	if err := os.MkdirAll(s.runDir(c.ID), 0o700); err != nil {
 		return err
 	}
@@ -227,11 +227,20 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config) error {
 		delete(s.spawning, c.ID)
 	}()
 	dir := s.dir(c.ID)
-	err := s.Spawner.SpawnMonitor(ctx, dir)
+	var join []monitor.Namespace
+	if begin {
+		var err error
+		if join, err = s.namespaces(ctx, c); err != nil {
+			return fmt.Errorf("container %s: %w", c.Name, err)
+		}
+		defer closeNamespaces(join)
+	}
+	err := s.Spawner.SpawnMonitor(ctx, dir, join)
 	if err == nil && !monitor.Alive(dir) {
 		err = errors.New(cmp.Or(lastLine(filepath.Join(dir, MonitorLog)), "it died"))
 	}
 	if err != nil {
+		s.Networks.Release(c.ID, 0)
 		return fmt.Errorf("container %s: monitor: %w", c.Name, err)
 	}
 	s.follow(c)
@@ -259,10 +268,13 @@ func (s *Service) Start(ctx context.Context, name string) (*control.Created, err
 	}
 	start := s.again(c)
 	if !monitor.Alive(s.dir(id)) {
-		if err := s.revive(ctx, c, start); err != nil {
-			start.Failed(err)
-			return nil, err
-		}
+		err = s.revive(ctx, c, start)
+	} else {
+		err = s.join(ctx, c)
+	}
+	if err != nil {
+		start.Failed(err)
+		return nil, err
 	}
 	return &control.Created{ID: id, Name: c.Name, Socket: c.Socket}, nil
 }
@@ -284,7 +296,7 @@ func (s *Service) revive(ctx context.Context, c *monitor.Config, start *starts.S
 	}
 	done()
 	done = start.Phase("monitor")
-	if err := s.spawn(ctx, c); err != nil {
+	if err := s.spawn(ctx, c, true); err != nil {
 		return err
 	}
 	done()

@@ -84,7 +84,11 @@ func (q quiet) wait(ctx context.Context, since time.Time, lastMiss func() time.T
 func (s *Service) follow(c *monitor.Config) {
 	s.followers.Go(func() {
 		err := s.followLife(c)
-		if err == nil || s.base.Err() != nil {
+		if s.base.Err() != nil {
+			return
+		}
+		defer s.disconnect(c)
+		if err == nil {
 			return
 		}
 		if !monitor.Gone(err) {

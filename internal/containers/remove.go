@@ -26,6 +26,7 @@ func (s *Service) Remove(ctx context.Context, name string, force bool) (control.
 	if err := s.end(ctx, row); err != nil {
 		return row, fmt.Errorf("container %s: %w", row.Name, err)
 	}
+	s.Networks.Release(row.ID, 0)
 	if c := s.config(row.ID); c != nil {
 		s.event(events.Remove, c)
 	}

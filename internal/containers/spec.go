@@ -48,7 +48,7 @@ func spec(a *control.CreateArgs, config *ocispec.Image, dir, cgroupParent string
 	s.Hostname = a.Hostname
 	s.Root.Readonly = a.ReadOnly
 	s.Linux.CgroupsPath = path.Join(cgroupParent, a.ID)
-	for _, set := range []func(*specs.Spec, *control.CreateArgs) error{network, capabilities, resources, ulimits, security} {
+	for _, set := range []func(*specs.Spec, *control.CreateArgs) error{shareNetwork, capabilities, resources, ulimits, security} {
 		if err := set(s, a); err != nil {
 			return nil, err
 		}
@@ -147,16 +147,13 @@ func workdir(a *control.CreateArgs, c ocispec.ImageConfig) string {
 	return path.Join("/", dir)
 }
 
-func network(s *specs.Spec, a *control.CreateArgs) error {
-	switch a.Network {
-	case "none":
-		return nil
-	case "host":
+// shareNetwork leaves the container's own namespace out of one that is on the host's
+// network. Another container's is put in when it is known, at every start.
+func shareNetwork(s *specs.Spec, a *control.CreateArgs) error {
+	if a.Network == control.NetworkHost {
 		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-		return nil
-	default:
-		return &control.Error{Code: control.CodeUnsupported, Message: fmt.Sprintf("network %q: only host and none are supported", a.Network)}
 	}
+	return nil
 }
 
 func capabilities(s *specs.Spec, a *control.CreateArgs) error {

@@ -131,7 +131,6 @@ func TestCapabilities(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	for want, change := range map[string]func(*control.CreateArgs){
-		"network":          func(a *control.CreateArgs) { a.Network = "bridge" },
 		"unknown capab":    func(a *control.CreateArgs) { a.CapAdd = []string{"FLY"} },
 		"minimum of 6MiB":  func(a *control.CreateArgs) { a.Memory = 1 },
 		"soft limit":       func(a *control.CreateArgs) { a.Ulimits = []control.Ulimit{{Name: "nofile", Soft: 9, Hard: 3}} },

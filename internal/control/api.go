@@ -455,7 +455,11 @@ type CreateArgs struct {
 	Record        bool // let all its reads go by the daemon, for the image's boot profile
 	ReadOnly      bool
 	Init          bool
-	Network       string // "host" or "none"
+	Network       string // one of the Network constants, or "container:NAME"; "" is NetworkDefault
+	Publish       []Port `json:",omitempty"`
+	PublishAll    bool   `json:",omitempty"` // what Expose and the image say
+	Expose        []Port `json:",omitempty"` // Container and Proto only
+	Begin         bool   `json:",omitempty"` // it is started at once, so it gets its network now
 	Mounts        []MountSpec
 	Tmpfs         []string // PATH[:options]
 	Memory        int64    // bytes; 0 no limit
@@ -549,6 +553,9 @@ type Container struct {
 	Ready     time.Time `json:",omitzero"`  // when it was, since it was last started
 	ReadyBy   string    `json:",omitempty"` // what said so: "line", "port", "file", "health", "quiet" or "exit"
 	Health    *Health   `json:",omitempty"` // nil without a health check; its log is in OpCInsp's only
+	Network   string    `json:",omitempty"` // its mode: "bridge", "host", "none" or "container:ID"
+	Endpoint  *Endpoint `json:",omitempty"` // its connection to the bridge, as long as it runs
+	Exposed   []Port    `json:",omitempty"` // ports that are said to be listened at
 }
 
 // RemoveContainerArgs names a container to remove; Force kills a running one.

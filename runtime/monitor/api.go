@@ -24,6 +24,7 @@ const (
 	OpPause     = "pause"      // nil → State
 	OpUnpause   = "unpause"    // nil → State
 	OpTop       = "top"        // nil → []Proc
+	OpJoin      = "join"       // JoinArgs and descriptors: the container will be started in these namespaces
 	OpRelease   = "release"    // nil: a monitor whose container is not running ends
 )
 
@@ -98,6 +99,10 @@ type Exit struct {
 	OOMKilled bool   `json:",omitempty"`
 	Error     string `json:",omitempty"`
 }
+
+// JoinArgs says of what kind the namespaces are whose descriptors come with it,
+// as the runtime specification calls them: "network", "pid", "ipc".
+type JoinArgs struct{ Kinds []string }
 
 // QuietArgs says since when a container has missed nothing.
 type QuietArgs struct{ At time.Time }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -19,6 +20,37 @@ import (
 type bundled struct {
 	mu     sync.Mutex
 	rootfs *os.File
+	joins  []Namespace
+}
+
+// Join implements Runner.
+func (b *bundled) Join(list []Namespace) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	closeNamespaces(b.joins)
+	b.joins = list
+}
+
+// joined is a spec's namespaces with those that exist put in. The paths are
+// those of descriptors of this process.
+func (b *bundled) joined(linux *specs.Linux) *specs.Linux {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if linux == nil || len(b.joins) == 0 {
+		return linux
+	}
+	changed := *linux
+	changed.Namespaces = slices.Clone(linux.Namespaces)
+	for _, j := range b.joins {
+		kind, path := specs.LinuxNamespaceType(j.Kind), fmt.Sprintf("/proc/self/fd/%d", j.File.Fd())
+		i := slices.IndexFunc(changed.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
+		if i < 0 {
+			changed.Namespaces = append(changed.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
+		} else {
+			changed.Namespaces[i].Path = path
+		}
+	}
+	return &changed
 }
 
 // Prepare assembles the root file system.
@@ -48,6 +80,7 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (Container, e
 	spec := *cfg.Spec
 	process := *spec.Process
 	spec.Process = &process
+	spec.Linux = b.joined(spec.Linux)
 	if cfg.User != "" {
 		process.User.Username = cfg.User
 	}
@@ -73,10 +106,12 @@ func (b *bundled) root() *os.File {
 	return b.rootfs
 }
 
-// Release lets go of the overlay. It stays as long as a container lives on it.
+// Release lets go of the overlay and of namespaces. They stay as long as a container lives on them.
 func (b *bundled) Release() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	closeNamespaces(b.joins)
+	b.joins = nil
 	if b.rootfs == nil {
 		return nil
 	}

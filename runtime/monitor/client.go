@@ -153,6 +153,22 @@ func Call(ctx context.Context, socket, op string, args, result any) error {
 	return call(ctx, socket, op, args, result, nil)
 }
 
+// Join hands namespaces to a monitor whose container has not been started. The
+// files stay the caller's.
+func Join(ctx context.Context, socket string, a JoinArgs, files []*os.File) error {
+	c, err := control.Dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	if err := c.Begin(OpJoin, a, files...); err != nil {
+		return errors.Join(ctx.Err(), err)
+	}
+	_, err = c.Finish(nil, nil)
+	return err
+}
+
 // call is Call of an operation that reports the State on its way.
 func call(ctx context.Context, socket, op string, args, result any, report func(State)) error {
 	_, err := control.Call(ctx, socket, op, args, result, func(raw json.RawMessage) {

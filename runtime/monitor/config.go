@@ -34,16 +34,17 @@ type Config struct {
 	Remove          bool // the directory goes away when the container ends
 	Init            bool // a tiny first process reaps zombies and forwards signals
 	Height, Width   uint16
-	StopSignal      string               // "" is SIGTERM
-	CgroupParent    string               // cgroup below which the container's is made
-	Socket          string               // where the monitor listens
-	Log             string               `json:",omitempty"` // "" is log.json in the container's directory
-	LogOptions      LogOptions           `json:",omitzero"`
-	SeccompCache    string               `json:",omitempty"` // directory of compiled filters; "": compiled at every start
-	Ready           string               `json:",omitempty"` // see ParseReady; "" leaves it to Health or, without that, to the daemon
-	Health          *control.Healthcheck `json:",omitempty"` // nil: none
-	Created         time.Time            // when the client asked for it
-	Labels          map[string]string    `json:",omitempty"`
+	StopSignal      string                // "" is SIGTERM
+	CgroupParent    string                // cgroup below which the container's is made
+	Socket          string                // where the monitor listens
+	Log             string                `json:",omitempty"` // "" is log.json in the container's directory
+	LogOptions      LogOptions            `json:",omitzero"`
+	SeccompCache    string                `json:",omitempty"` // directory of compiled filters; "": compiled at every start
+	Network         control.NetworkConfig `json:",omitzero"`  // how it is connected; the daemon's business
+	Ready           string                `json:",omitempty"` // see ParseReady; "" leaves it to Health or, without that, to the daemon
+	Health          *control.Healthcheck  `json:",omitempty"` // nil: none
+	Created         time.Time             // when the client asked for it
+	Labels          map[string]string     `json:",omitempty"`
 }
 
 // LogOptions say what is kept of a container's output; all, if nothing is set.

@@ -15,8 +15,23 @@ type Runner interface {
 	// Start starts the container's first process and returns when its program
 	// was executed. An error with an ExitCode method says why that was impossible.
 	Start(context.Context, *Config, Files) (Container, error)
-	// Release lets go of the root file system.
+	// Join has the container started in namespaces that exist, instead of new
+	// ones of these kinds. The files are the Runner's from now on.
+	Join([]Namespace)
+	// Release lets go of the root file system and of namespaces.
 	Release() error
+}
+
+// A Namespace is one that exists: Kind is as the runtime specification calls it.
+type Namespace struct {
+	Kind string
+	File *os.File
+}
+
+func closeNamespaces(list []Namespace) {
+	for _, n := range list {
+		n.File.Close()
+	}
 }
 
 // Files are a process's standard streams; nil is /dev/null. With a terminal all are nil.

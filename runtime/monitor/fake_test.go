@@ -20,6 +20,7 @@ type fakeRunner struct {
 	err      error // of Start
 	prepared int
 	released int
+	joined   []Namespace
 
 	mu     sync.Mutex
 	closed bool
@@ -27,6 +28,7 @@ type fakeRunner struct {
 }
 
 func (r *fakeRunner) Prepare(*Config) error { r.prepared++; return nil }
+func (r *fakeRunner) Join(list []Namespace) { r.joined = list }
 func (r *fakeRunner) Release() error        { r.released++; return nil }
 
 func (r *fakeRunner) Start(_ context.Context, cfg *Config, f Files) (Container, error) {

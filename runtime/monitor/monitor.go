@@ -52,6 +52,7 @@ type Options struct {
 	Ready    io.WriteCloser    // closed when the monitor answers; nil: nobody waits
 	Log      *slog.Logger      // nil: discard
 	Runner   Runner            // nil: package runtime
+	Join     []Namespace       // that the container is to be started in; Run closes them
 }
 
 // A Monitor holds one container.
@@ -138,6 +139,7 @@ func newMonitor(dir string, o *Options) (*Monitor, error) {
 	if m.runner == nil {
 		m.runner = &bundled{}
 	}
+	m.runner.Join(o.Join)
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}

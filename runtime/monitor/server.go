@@ -38,6 +38,8 @@ func (m *Monitor) handle(ctx context.Context, r *control.Request) error {
 		return m.handlePause(r)
 	case OpTop:
 		return m.handleTop(r)
+	case OpJoin:
+		return m.handleJoin(r)
 	case OpRelease:
 		return m.handleRelease(r)
 	}
@@ -58,6 +60,29 @@ func (m *Monitor) handleStart(ctx context.Context, r *control.Request) error {
 		return err
 	}
 	return r.Reply(m.view())
+}
+
+// handleJoin takes namespaces for the start to come.
+func (m *Monitor) handleJoin(r *control.Request) error {
+	var a JoinArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	if len(a.Kinds) != len(r.Files) {
+		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("%d descriptors came for %d namespaces", len(r.Files), len(a.Kinds))}
+	}
+	m.starting.Lock()
+	defer m.starting.Unlock()
+	if m.snapshot().Status == StatusRunning || m.isDone() {
+		return &control.Error{Code: CodeRunning, Message: m.name() + " has been started already"}
+	}
+	var list []Namespace
+	for i, kind := range a.Kinds {
+		list = append(list, Namespace{kind, r.Files[i]})
+	}
+	r.Files = nil
+	m.runner.Join(list)
+	return nil
 }
 
 // handleWait answers with the end, however long that takes.

@@ -145,6 +145,12 @@ func killStale(pid int, start uint64) error {
 // staleWait bounds the wait for a killed process; one in uninterruptible sleep may take its time.
 const staleWait = 2 * time.Second
 
+// IsProcess says whether pid is still the process that began at start, as in State.
+func IsProcess(pid int, start uint64) bool {
+	began, err := startTime(pid)
+	return err == nil && began == start
+}
+
 // startTime is field 22 of /proc/PID/stat (proc_pid_stat(5)), clock ticks since boot.
 func startTime(pid int) (uint64, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

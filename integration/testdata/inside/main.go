@@ -73,6 +73,24 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+	case "serve": // tells whoever connects who they are: NAME tcp:PORT udp:PORT …
+		serve(os.Args[2], os.Args[3:])
+	case "ask": // a server: tcp ADDRESS:PORT
+		text, err := ask(os.Args[2], os.Args[3])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(text)
+	case "cat":
+		for _, name := range os.Args[2:] {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Stdout.Write(b)
+		}
 	case "wait": // until it is killed
 		fmt.Println("waiting")
 		time.Sleep(time.Hour)

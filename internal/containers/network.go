@@ -1,0 +1,272 @@
+package containers
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/network"
+	"github.com/snapfs/snapfs/internal/ports"
+	"github.com/snapfs/snapfs/runtime/monitor"
+)
+
+// Networks connects containers to the bridge: internal/network's Service.
+type Networks interface {
+	// Attach makes a namespace for a container that is about to start. The caller closes it.
+	Attach(context.Context, network.Request) (*control.Endpoint, *os.File, error)
+	// Release undoes it, if the endpoint has that serial; 0 is any.
+	Release(id string, serial uint64)
+	// Endpoint is that of a container; nil if it has none.
+	Endpoint(id string) *control.Endpoint
+	// Reconcile releases what a daemon before us has left of containers that have ended.
+	Reconcile(alive func(id string) bool) error
+}
+
+// noNetworks is a Networks of a daemon that has no bridge.
+type noNetworks struct{}
+
+func (noNetworks) Attach(context.Context, network.Request) (*control.Endpoint, *os.File, error) {
+	return nil, nil, &control.Error{Code: control.CodeUnsupported, Message: "--network bridge: this daemon has none"}
+}
+func (noNetworks) Release(string, uint64)            {}
+func (noNetworks) Endpoint(string) *control.Endpoint { return nil }
+func (noNetworks) Reconcile(func(string) bool) error { return nil }
+
+// network works out how a container is to be connected, and completes a's
+// network and host name.
+func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c control.NetworkConfig, warnings []string, err error) {
+	if a.Network == "" || a.Network == control.NetworkDefault {
+		a.Network = cmp.Or(s.Network, control.NetworkBridge)
+	}
+	c = control.NetworkConfig{Mode: a.Network, Ports: a.Publish}
+	if c.Exposed, err = exposedPorts(a, exposed); err != nil {
+		return c, nil, err
+	}
+	if err := ports.Check(c.Ports); err != nil {
+		return c, nil, invalid("--publish %v", err)
+	}
+	if a.PublishAll {
+		for _, e := range c.Exposed {
+			if !slices.ContainsFunc(c.Ports, func(p control.Port) bool { return p.Container == e.Container && p.Proto == e.Proto }) {
+				c.Ports = append(c.Ports, e)
+			}
+		}
+	}
+	hostname := a.ID[:12]
+	switch name, shared := control.OtherContainer(a.Network); {
+	case shared:
+		id, err := s.find(name)
+		if err != nil {
+			return c, nil, fmt.Errorf("--network %s: %w", a.Network, err)
+		}
+		c.Mode, c.Container = control.NetworkShared, id
+		if len(c.Ports) > 0 || len(a.Expose) > 0 {
+			return c, nil, invalid("--publish: a container in the network of another one has that one's ports; publish them there")
+		}
+		if a.Hostname != "" {
+			return c, nil, invalid("--hostname: a container in the network of another one has that one's name")
+		}
+	case a.Network == control.NetworkHost:
+		if hostname, err = os.Hostname(); err != nil {
+			return c, nil, err
+		}
+		if len(a.Publish) > 0 {
+			warnings = append(warnings, "--publish has no effect on the host's network: the container's ports are the host's")
+		}
+		c.Ports = nil
+	case a.Network == control.NetworkNone:
+		if len(a.Publish) > 0 {
+			warnings = append(warnings, "--publish has no effect without a network")
+		}
+		c.Ports = nil
+	case a.Network != control.NetworkBridge:
+		return c, nil, &control.Error{Code: control.CodeUnsupported, Message: fmt.Sprintf("--network %q: want bridge, host, none or container:NAME", a.Network)}
+	}
+	a.Hostname = cmp.Or(a.Hostname, hostname)
+	return c, warnings, nil
+}
+
+// maxExposed bounds what an image can say that it listens at.
+const maxExposed = 65536
+
+// exposedPorts are those of the image and of the user, in order.
+func exposedPorts(a *control.CreateArgs, image map[string]struct{}) ([]control.Port, error) {
+	list := slices.Clone(a.Expose)
+	for name := range image {
+		p, err := ports.Expose(name)
+		if err != nil {
+			return nil, invalid("the image's config: EXPOSE %v", err)
+		}
+		list = append(list, p...)
+	}
+	for i := range list {
+		list[i] = control.Port{Container: list[i].Container, Proto: list[i].Proto}
+	}
+	if err := ports.Check(list); err != nil {
+		return nil, invalid("--expose %v", err)
+	}
+	slices.SortFunc(list, func(a, b control.Port) int {
+		return cmp.Or(cmp.Compare(a.Container, b.Container), strings.Compare(a.Proto, b.Proto))
+	})
+	if list = slices.Compact(list); len(list) > maxExposed {
+		return nil, invalid("the image's config: %d exposed ports", len(list))
+	}
+	return list, nil
+}
+
+// networkMode is a container's mode as it is shown.
+func networkMode(c *monitor.Config) string {
+	if c.Network.Mode == control.NetworkShared {
+		return "container:" + c.Network.Container
+	}
+	return c.Network.Mode
+}
+
+// namespaces are those that exist, or are made here, in which a container is
+// about to be started. The caller closes them.
+func (s *Service) namespaces(ctx context.Context, c *monitor.Config) (list []monitor.Namespace, err error) {
+	defer func() {
+		if err != nil {
+			closeNamespaces(list)
+			list = nil
+		}
+	}()
+	var e *control.Endpoint
+	switch c.Network.Mode {
+	case control.NetworkBridge:
+		s.Networks.Release(c.ID, 0) // of an earlier start
+		var ns *os.File
+		if e, ns, err = s.attach(ctx, c); err != nil {
+			return nil, err
+		}
+		list = append(list, monitor.Namespace{Kind: "network", File: ns})
+	case control.NetworkShared:
+		ns, err := s.namespaceOf(c.Network.Container, "net")
+		if err != nil {
+			return nil, fmt.Errorf("--network container: %w", err)
+		}
+		list = append(list, monitor.Namespace{Kind: "network", File: ns})
+	}
+	if err := s.hostFiles(c, e); err != nil {
+		s.Networks.Release(c.ID, 0)
+		return list, err
+	}
+	return list, nil
+}
+
+func closeNamespaces(list []monitor.Namespace) {
+	for _, n := range list {
+		n.File.Close()
+	}
+}
+
+// attach connects a container to the bridge. A port whose holder has ended a
+// moment ago, of which we are about to hear, is free.
+func (s *Service) attach(ctx context.Context, c *monitor.Config) (*control.Endpoint, *os.File, error) {
+	r := network.Request{ID: c.ID, Ports: c.Network.Ports, IPv4: c.Network.IPv4, IPv6: c.Network.IPv6, MAC: c.Network.MAC}
+	for {
+		e, ns, err := s.Networks.Attach(ctx, r)
+		taken, ok := errors.AsType[*network.TakenError](err)
+		if !ok {
+			return e, ns, err
+		}
+		by := s.Networks.Endpoint(taken.By)
+		if by == nil || s.inUse(taken.By) {
+			return nil, nil, &control.Error{Code: control.CodeInUse, Message: s.explainTaken(taken)}
+		}
+		s.Networks.Release(taken.By, by.Serial)
+	}
+}
+
+func (s *Service) explainTaken(e *network.TakenError) string {
+	if c := s.config(e.By); c != nil {
+		e.By = c.Name
+	}
+	return e.Error()
+}
+
+// inUse says whether the container has a monitor, or is being given one.
+func (s *Service) inUse(id string) bool {
+	s.mu.Lock()
+	spawning := s.spawning[id]
+	s.mu.Unlock()
+	return spawning || monitor.Alive(s.dir(id))
+}
+
+// join connects a container that was created, but not started, so that it can be.
+func (s *Service) join(ctx context.Context, c *monitor.Config) error {
+	st, err := monitor.LoadState(s.dir(c.ID))
+	if err != nil || st.Status == monitor.StatusRunning || s.Networks.Endpoint(c.ID) != nil {
+		return err
+	}
+	list, err := s.namespaces(ctx, c)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	defer closeNamespaces(list)
+	var a monitor.JoinArgs
+	var files []*os.File
+	for _, n := range list {
+		a.Kinds, files = append(a.Kinds, n.Kind), append(files, n.File)
+	}
+	e := s.Networks.Endpoint(c.ID)
+	if err := monitor.Join(ctx, c.Socket, a, files); err != nil {
+		if e != nil {
+			s.Networks.Release(c.ID, e.Serial)
+		}
+		return fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// namespaceOf opens a namespace of a running container, by what /proc calls it.
+func (s *Service) namespaceOf(id, kind string) (*os.File, error) {
+	row, ok := s.row(id)
+	if !ok {
+		return nil, notFound(id[:12])
+	}
+	st, err := monitor.LoadState(s.dir(id))
+	if err != nil {
+		return nil, err
+	}
+	if row.Pid == 0 || st.Pid != row.Pid {
+		return nil, &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("container %s does not run: start it first", row.Name)}
+	}
+	fd, err := unix.PidfdOpen(st.Pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", row.Name, err)
+	}
+	defer unix.Close(fd)
+	f, err := os.Open("/proc/" + strconv.Itoa(st.Pid) + "/ns/" + kind)
+	if err == nil && !monitor.IsProcess(st.Pid, st.PidStart) { // the pid may be somebody else's by now
+		f.Close()
+		err = unix.ESRCH
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", row.Name, err)
+	}
+	return f, nil
+}
+
+// disconnect releases the network of a container that has ended. Another start
+// may have given it a new one meanwhile.
+func (s *Service) disconnect(c *monitor.Config) {
+	if e := s.Networks.Endpoint(c.ID); e != nil && !s.inUse(c.ID) {
+		s.Networks.Release(c.ID, e.Serial)
+	}
+}
+
+// reconcileNetworks runs once, beside everything else: networks are not what a daemon that takes over is waited for.
+func (s *Service) reconcileNetworks() {
+	if err := s.Networks.Reconcile(s.inUse); err != nil {
+		s.Log.Error("the containers' network cannot be put in order", "err", err)
+	}
+}

@@ -1,0 +1,500 @@
+// Package network connects containers to a bridge of the daemon's own, as
+// Docker's default network does: addresses, a way out by network address
+// translation, and published ports.
+//
+//	container's namespace     host
+//	  eth0 ───────────── sv3.0002 ┐
+//	  eth0 ───────────── sv3.0003 ┴ snapfs0 10.201.0.1/16, fd…::1/64   nftables: tables inet and bridge snapfs0
+//
+// The worker does it, by system calls alone: netlink, nftables, and a thread
+// that goes into a new namespace and comes back. It forks nothing, and package
+// network never looks at a file system but /proc and its own records.
+//
+// A connected container is an endpoint, of which RUN/network/ID.json is the
+// record, written before anything is made; everything else can be worked out from
+// the records and the kernel. So after a crash, Reconcile drops the records of
+// containers that have ended meanwhile, and replaces the tables. The namespace
+// itself is a descriptor that is handed to the container's monitor: when the last
+// who has it ends, the kernel removes the namespace and both ends of its link.
+//
+// Nothing is made before the first container asks: a daemon that only serves
+// containerd leaves the host's network alone.
+//
+// Invariants:
+//   - An address is given out again only when its link is gone.
+//   - Tables, links and sysctls that are not ours stay as they are, with the
+//     exception of forwarding (type forwarding).
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
+)
+
+// Options of a Service.
+type Options struct {
+	Run    string       // directory of the records, on a file system that dies with the machine
+	Root   string       // directory of network.json, which keeps the choice of subnets
+	Bridge string       // name of the bridge and of the tables
+	IPv4   netip.Prefix // its subnets; one that is not valid is chosen so that it overlaps no route
+	IPv6   netip.Prefix
+	NoIPv6 bool
+	MTU    int          // 0: that of the default route's link, at most 1500
+	Log    *slog.Logger // nil: discard
+}
+
+// A Service is the bridge of one daemon. It is safe for concurrent use.
+type Service struct {
+	Options
+	cancel  context.CancelFunc
+	reaping sync.WaitGroup
+	serial  atomic.Uint64 // of the newest endpoint
+	wake    chan struct{}
+
+	setup sync.Mutex // held while the bridge is being looked after; before mu
+	ready bool       // what setup looks after is there, as far as we know
+	h     *netlink.Handle
+	fwd   *forwarding
+
+	mu        sync.Mutex
+	t         *tables
+	index     int // of the bridge
+	mtu       int
+	pool4     *pool
+	pool6     *pool // nil without IPv6
+	endpoints map[string]*endpoint
+	gone      []gone // released, but their links may still be there
+}
+
+type endpoint struct {
+	control.Endpoint
+	index int        // of its link on the host; 0 before it is made
+	socks []*os.File // reserve its ports
+}
+
+// gone is an endpoint that was released.
+type gone struct {
+	entry
+	since time.Time
+}
+
+// MaxBridge is the length of the longest name that a bridge can have.
+const MaxBridge = unix.IFNAMSIZ - 1
+
+// Open reads the records. It changes nothing; see Reconcile. Close ends it.
+func Open(ctx context.Context, o Options) (*Service, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(o.Run, 0o700); err != nil {
+		return nil, err
+	}
+	s := &Service{Options: o, endpoints: map[string]*endpoint{}, wake: make(chan struct{}, 1)}
+	s.serial.Store(uint64(time.Now().UnixNano())) // above those of a daemon before
+	entries, err := os.ReadDir(o.Run)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), recordSuffix)
+		if !ok || len(id) != idLen {
+			continue
+		}
+		ep, err := readRecord(filepath.Join(o.Run, e.Name()), id)
+		if err != nil {
+			o.Log.Warn("record of a container's network dropped", "container", id, "err", err)
+			os.Remove(filepath.Join(o.Run, e.Name()))
+			continue
+		}
+		s.endpoints[id] = &endpoint{Endpoint: *ep}
+	}
+	if s.fwd, err = openForwarding(o.Run); err != nil {
+		return nil, err
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.reaping.Go(func() { s.reap(ctx) })
+	return s, nil
+}
+
+const (
+	recordSuffix = ".json"
+	idLen        = 64
+)
+
+func readRecord(path, id string) (*control.Endpoint, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	e := new(control.Endpoint)
+	if err := json.Unmarshal(b, e); err != nil {
+		return nil, err
+	}
+	if _, err := net.ParseMAC(e.MAC); err != nil {
+		return nil, err
+	}
+	if e.ID != id || !e.IPv4.IsValid() || e.Link == "" {
+		return nil, errors.New("it is incomplete")
+	}
+	return e, nil
+}
+
+func (s *Service) record(id string) string { return filepath.Join(s.Run, id+recordSuffix) }
+
+// Close ends the service. What it has made stays, as the containers do.
+func (s *Service) Close() error {
+	s.cancel()
+	s.reaping.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.endpoints {
+		closeAll(e.socks)
+		e.socks = nil
+	}
+	if s.h != nil {
+		s.h.Close()
+	}
+	return nil
+}
+
+// Reconcile makes true what the records say, after the death of a daemon:
+// endpoints of which alive says that nobody can use them are released, ports are
+// reserved again, and the tables are replaced. Without records it does nothing.
+func (s *Service) Reconcile(alive func(id string) bool) error {
+	s.mu.Lock()
+	ids := slices.Collect(maps.Keys(s.endpoints))
+	s.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	s.setup.Lock()
+	defer s.setup.Unlock()
+	if err := s.ensure(); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if !alive(id) {
+			s.Release(id, 0)
+		}
+	}
+	return nil
+}
+
+func (s *Service) tables() *tables {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.t
+}
+
+// Endpoint returns that of a container, nil if it has none.
+func (s *Service) Endpoint(id string) *control.Endpoint {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.endpoints[id]
+	if e == nil {
+		return nil
+	}
+	c := e.Endpoint
+	return &c
+}
+
+// A Request asks for an endpoint.
+type Request struct {
+	ID         string     // of the container, 64 hex digits
+	IPv4, IPv6 netip.Addr // zero: any
+	MAC        string     // "": made of the IPv4 address
+	Ports      []control.Port
+}
+
+// Attach connects a container that is about to start, and returns the namespace
+// that it is to run in; the caller closes it. A port that somebody has is a *TakenError.
+func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os.File, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	s.setup.Lock()
+	err := s.ensure()
+	s.setup.Unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := s.allocate(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	ns, err := s.connect(e)
+	if s.damaged(err) {
+		s.Log.Warn("the containers' bridge or its tables are not as they were; making them anew", "err", err)
+		if err = s.repair(); err == nil {
+			ns, err = s.connect(e)
+		}
+	}
+	if err != nil {
+		s.Release(r.ID, e.Serial)
+		return nil, nil, err
+	}
+	c := e.Endpoint
+	return &c, ns, nil
+}
+
+// damaged says whether an error is that of somebody who has removed our bridge or tables.
+func (s *Service) damaged(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT)
+}
+
+// allocate gives an endpoint its addresses and ports, and records it.
+func (s *Service) allocate(r Request) (*endpoint, error) {
+	e := &endpoint{Endpoint: control.Endpoint{ID: r.ID, Bridge: s.Bridge, Serial: s.serial.Add(1)}}
+	if err := s.takeAddresses(e, r); err != nil {
+		return nil, err
+	}
+	var err error
+	e.Ports, e.socks, err = reserve(r.Ports, e.IPv6.IsValid())
+	if t, ok := errors.AsType[*TakenError](err); ok {
+		t.By = s.owner(t.Port)
+	}
+	if err == nil {
+		err = s.enter(e)
+	}
+	if err != nil {
+		closeAll(e.socks)
+		s.giveBack(e.IPv4.Addr(), e.IPv6.Addr())
+		return nil, err
+	}
+	return e, nil
+}
+
+func (s *Service) takeAddresses(e *endpoint, r Request) error {
+	err := s.tryTake(e, r)
+	if errors.Is(err, errNoAddress) { // some are only waiting for their links to go
+		s.reapNow(0)
+		err = s.tryTake(e, r)
+	}
+	return err
+}
+
+func (s *Service) tryTake(e *endpoint, r Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, err := s.pool4.take(r.IPv4)
+	if err != nil {
+		return err
+	}
+	n, _ := s.pool4.index(a)
+	e.IPv4, e.Gateway4 = netip.PrefixFrom(a, s.pool4.subnet.Bits()), s.pool4.gateway()
+	e.Link = linkName(s.index, n)
+	mac := hardware(a)
+	e.MAC = net.HardwareAddr(mac[:]).String()
+	if r.MAC != "" {
+		e.MAC = r.MAC
+	}
+	switch {
+	case s.pool6 != nil:
+		if a, err = s.pool6.take(r.IPv6); err != nil {
+			s.pool4.give(e.IPv4.Addr())
+			return err
+		}
+		e.IPv6, e.Gateway6 = netip.PrefixFrom(a, s.pool6.subnet.Bits()), s.pool6.gateway()
+	case r.IPv6.IsValid():
+		s.pool4.give(e.IPv4.Addr())
+		return fmt.Errorf("address %s: containers have no IPv6 addresses on this machine", r.IPv6)
+	}
+	return nil
+}
+
+func (s *Service) giveBack(addrs ...netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range addrs {
+		if a.Is4() {
+			s.pool4.give(a)
+		} else if a.Is6() && s.pool6 != nil {
+			s.pool6.give(a)
+		}
+	}
+}
+
+// enter records an endpoint, before anything is made for it.
+func (s *Service) enter(e *endpoint) error {
+	b, err := json.Marshal(&e.Endpoint)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.endpoints[e.ID] != nil {
+		return fmt.Errorf("container %s is connected already", e.ID[:12])
+	}
+	if err := writeFile(s.record(e.ID), b); err != nil {
+		return err
+	}
+	s.endpoints[e.ID] = e
+	return nil
+}
+
+// owner is the container of ours at which a port is published, or "".
+func (s *Service) owner(p control.Port) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ip, _ := netip.ParseAddr(p.HostIP)
+	for id, e := range s.endpoints {
+		for _, b := range e.Ports {
+			if b.Proto == p.Proto && b.Host >= p.Host && b.Host <= max(p.Host, p.HostEnd) &&
+				(!ip.IsValid() || b.HostIP == ip || b.HostIP.IsUnspecified()) {
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// connect makes namespace and link, and lets the container in.
+func (s *Service) connect(e *endpoint) (_ *os.File, err error) {
+	ns, err := newNamespace(e.IPv6.IsValid())
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			ns.file.Close()
+		}
+	}()
+	defer ns.h.Close()
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.addLink(e, mac, ns.file); err != nil {
+		return nil, fmt.Errorf("link %s: %w", e.Link, err)
+	}
+	host, err := s.h.LinkByName(e.Link)
+	if err != nil {
+		return nil, fmt.Errorf("link %s: %w", e.Link, err)
+	}
+	if len(e.Ports) > 0 {
+		// Where br_netfilter is at work, what a container sends to its own published
+		// port is redirected on the bridge, and goes out where it came in.
+		if err := s.h.LinkSetHairpin(host, true); err != nil {
+			return nil, fmt.Errorf("link %s: hairpin: %w", e.Link, err)
+		}
+	}
+	if err := ns.configure(&e.Endpoint); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	e.index = host.Attrs().Index
+	s.mu.Unlock()
+	if err := s.tables().add(entry{&e.Endpoint, e.index}); err != nil {
+		return nil, err
+	}
+	if err := s.openLoopback(e); err != nil {
+		return nil, err
+	}
+	return ns.file, nil
+}
+
+// addLink makes the link. What is in its way is left of a namespace that the
+// kernel has not come to remove.
+func (s *Service) addLink(e *endpoint, mac net.HardwareAddr, ns *os.File) error {
+	s.mu.Lock()
+	bridge, mtu := s.index, s.mtu
+	s.mu.Unlock()
+	err := addVeth(e.Link, bridge, mtu, mac, ns)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		if err := s.deleteLink(e.Link); err != nil {
+			return err
+		}
+	case errors.Is(err, unix.EXFULL): // 1023 ports (BR_MAX_PORTS, net/bridge/br_private.h)
+		s.reapNow(0)
+	default:
+		return err
+	}
+	err = addVeth(e.Link, bridge, mtu, mac, ns)
+	if errors.Is(err, unix.EXFULL) {
+		return fmt.Errorf("the bridge %s is full: no more than 1023 containers can be on it (%w)", s.Bridge, err)
+	}
+	return err
+}
+
+func (s *Service) deleteLink(name string) error {
+	l, err := s.h.LinkByName(name)
+	if err == nil {
+		err = s.h.LinkDel(l)
+	}
+	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// onLoopback says whether an endpoint is published at 127.0.0.0/8.
+func onLoopback(e *control.Endpoint) bool {
+	return slices.ContainsFunc(e.Ports, func(b control.Binding) bool {
+		return b.HostIP.Is4() && (b.HostIP.IsUnspecified() || b.HostIP.IsLoopback())
+	})
+}
+
+// openLoopback lets packets from 127.0.0.1 leave by our bridge, as long as a
+// port is published there. With the switch, which is that of one link, the bridge's, what
+// comes from a container for 127.0.0.0/8 would be delivered: our table drops it (CVE-2020-8558).
+func (s *Service) openLoopback(e *endpoint) error {
+	if !onLoopback(&e.Endpoint) {
+		return nil
+	}
+	return setSysctl("ipv4/conf/"+s.Bridge+"/route_localnet", "1")
+}
+
+// Release takes a container's connection away, if it is still the one with that
+// serial; 0 is any. It may be called again. Errors are logged: what is left goes
+// with the namespace, or with the next tables.
+func (s *Service) Release(id string, serial uint64) {
+	s.mu.Lock()
+	e := s.endpoints[id]
+	if e == nil || serial != 0 && e.Serial != serial {
+		s.mu.Unlock()
+		return
+	}
+	delete(s.endpoints, id)
+	s.gone = append(s.gone, gone{entry{&e.Endpoint, e.index}, time.Now()})
+	loopback := slices.ContainsFunc(slices.Collect(maps.Values(s.endpoints)), func(e *endpoint) bool { return onLoopback(&e.Endpoint) })
+	s.mu.Unlock()
+	if err := s.tables().remove(entry{&e.Endpoint, e.index}, says); err != nil {
+		s.Log.Debug("tables", "container", id, "err", err)
+		if err := s.repair(); err != nil {
+			s.Log.Warn("the containers' tables cannot be made anew", "err", err)
+		}
+	}
+	if !loopback && onLoopback(&e.Endpoint) {
+		if err := setSysctl("ipv4/conf/"+s.Bridge+"/route_localnet", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.Log.Warn("route_localnet", "bridge", s.Bridge, "err", err)
+		}
+	}
+	closeAll(e.socks)
+	if err := os.Remove(s.record(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.Log.Warn("record of a container's network", "container", id, "err", err)
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
