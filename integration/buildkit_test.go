@@ -237,7 +237,7 @@ RUN chmod -R u+x /out && rm -r /data
 func TestBuildKit(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	list := append(changes(t), tools(t), someFiles(1900, "data", 20))
 	for _, format := range []string{eStargz, gzipTar} {
 		t.Run(format, func(t *testing.T) {

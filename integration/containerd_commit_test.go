@@ -35,7 +35,7 @@ func (c *ctrd) diffID(container string) digest.Digest {
 func TestContainerdDiff(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	theirs := m.containerd("o", kind{peer: peers.Containerd24, overlayfs: true})
 	ours := m.containerd("c", kind{peer: peers.Containerd24})
 	for _, format := range []string{eStargz, gzipTar} {
@@ -66,7 +66,7 @@ func TestContainerdDiff(t *testing.T) {
 func TestContainerdExport(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	c := m.containerd("c", kind{peer: peers.Containerd24})
 	im := newImage(t, zstdChunked, base(t), someFiles(1700, "data", 30))
 	ref := hub.put(t, "export", im)
@@ -121,7 +121,7 @@ func (h *hub) blob(t testing.TB, name string, d digest.Digest) []byte {
 func TestNerdctlCommit(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	nerdctl := filepath.Join(needPeer(t, peers.Nerdctl), "nerdctl")
 	list := changes(t)
 	for _, name := range []string{"hostname", "hosts", "resolv.conf"} { // nerdctl mounts over them

@@ -18,7 +18,7 @@ import (
 func TestContainerdKilled(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	c := m.containerd("c", kind{peer: peers.Containerd24})
 	im := newImage(t, eStargz, base(t), someFiles(1500, "data", 60))
 	ref := hub.put(t, "killed", im)
@@ -72,7 +72,7 @@ func TestContainerdKilled(t *testing.T) {
 func TestContainerdLostSnapshots(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	c := m.containerd("c", kind{peer: peers.Containerd24})
 	ref := hub.put(t, "lost", newImage(t, gzipTar, base(t), someFiles(1510, "data", 10)))
 	c.pull(ref)
@@ -97,10 +97,10 @@ func TestContainerdLostSnapshots(t *testing.T) {
 func TestContainerdNamespaces(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
 	for _, k := range kinds[:2] {
 		t.Run(k.String(), func(t *testing.T) {
-			c := m.on(t).containerd("c"+strings.ReplaceAll(k.String(), " ", ""), k)
+			m := startServed(t, "")
+			c := m.containerd("c", k)
 			im := newImage(t, gzipTar, base(t), someFiles(1520, "data", 30))
 			ref := hub.put(t, "spaces", im)
 			one := append([]string{"-n", "one"}, c.pullArgs(ref)...)
@@ -115,9 +115,9 @@ func TestContainerdNamespaces(t *testing.T) {
 			for _, ns := range []string{"one", "two"} {
 				c.within(ns).empty()
 			}
+			m.nothingLeft()
 		})
 	}
-	m.nothingLeft()
 }
 
 // TestTwoContainerds: two of them share one snapd. Each has snapshots of its own,
@@ -125,13 +125,10 @@ func TestContainerdNamespaces(t *testing.T) {
 func TestTwoContainerds(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	startMachine(t, "").needSnapshotter()
-	m := newMachine(t, "")
-	m.config = fmt.Sprintf("[[containerd]]\nname = 'a'\nsocket = '%s/containerd.sock'\n[[containerd]]\nname = 'b'\nsocket = '%s/b.sock'\n", m.run, m.run)
-	m.start()
-	a := m.containerd("a", kind{peer: peers.Containerd24})
+	m := startServed(t, "", "b")
+	a := m.containerd("c", kind{peer: peers.Containerd24})
 	b := m.newContainerd("b", kind{peer: peers.Containerd23, serial: true})
-	b.text = strings.ReplaceAll(b.text, m.run+"/containerd.sock", m.run+"/b.sock")
+	b.text = strings.ReplaceAll(b.text, m.run+"/containerd.sock", m.run+"/containerd-b.sock")
 	b.start()
 	im := newImage(t, gzipTar, base(t), someFiles(1530, "data", 30))
 	ref := hub.put(t, "two", im)
@@ -175,11 +172,10 @@ func (h *hub) private(name, user, password string) {
 func TestContainerdAlone(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
 	for _, k := range kinds {
 		t.Run(k.String(), func(t *testing.T) {
-			m := m.on(t)
-			c := m.containerd("c"+strings.ReplaceAll(k.String(), " ", ""), k)
+			m := startServed(t, "")
+			c := m.containerd("c", k)
 			im := newImage(t, gzipTar, append(changes(t), someFiles(1540, "data", 30))...)
 			ref := hub.put(t, "alone", im)
 			hub.private("alone", "user", "secret")

@@ -40,7 +40,7 @@ func (im *image) chainID(t testing.TB) string {
 func TestContainerdMany(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	c := m.containerd("c", kind{peer: peers.Containerd24})
 	const images, pulls, prepares = 10, 50, 200
 	shared, common := base(t), someFiles(1600, "common", 30)

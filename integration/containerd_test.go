@@ -89,6 +89,19 @@ func needProgram(t testing.TB, name string) {
 	}
 }
 
+// startServed makes a machine whose daemon serves a containerd of the folder c,
+// and one each of the folders more.
+func startServed(t *testing.T, config string, more ...string) *machine {
+	t.Helper()
+	m := newMachine(t, "")
+	m.config = fmt.Sprintf("%s\n[[containerd]]\naddress = %q\n", config, filepath.Join(m.dir, "c", "c.sock"))
+	for _, name := range more {
+		m.config += fmt.Sprintf("[[containerd]]\nname = %q\naddress = %q\n", name, filepath.Join(m.dir, name, "c.sock"))
+	}
+	m.start()
+	return m
+}
+
 // needSnapshotter skips as long as snapd does not serve containerd.
 func (m *machine) needSnapshotter() {
 	m.Helper()

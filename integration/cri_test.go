@@ -212,7 +212,7 @@ func TestCRI(t *testing.T) {
 	pause := hub.put(t, "pause", pauseImage(t))
 	for _, kind := range []kind{{peer: peers.Containerd24}, {peer: peers.Containerd22, serial: true}} {
 		t.Run(kind.String(), func(t *testing.T) {
-			m := startMachine(t, "")
+			m := startServed(t, "")
 			k := m.kubelet("c", kind, pause)
 			im := newImage(t, eStargz, base(t), someFiles(1800, "data", 60))
 			ref := hub.put(t, "pods", im)
@@ -305,7 +305,7 @@ func TestCRIUserNamespaces(t *testing.T) {
 		t.Skipf("needs a runc that knows id-mapped mounts, and to build one: %v", err)
 	}
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	k := m.kubelet("c", kind{peer: peers.Containerd24}, hub.put(t, "pause", pauseImage(t)))
 	im := newImage(t, gzipTar, base(t), append(someFiles(1810, "data", 30), reg("mine", noise(1811, 100)).owner(5, 6, 0o600)))
 	ref := hub.put(t, "users", im)
@@ -337,7 +337,7 @@ func TestCRIUserNamespaces(t *testing.T) {
 func TestCRIPrivate(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := startMachine(t, "")
+	m := startServed(t, "")
 	k := m.kubelet("c", kind{peer: peers.Containerd24}, hub.put(t, "pause", pauseImage(t)))
 	im := newImage(t, gzipTar, base(t), someFiles(1820, "data", 30))
 	ref := hub.put(t, "secret", im)

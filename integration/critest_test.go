@@ -76,7 +76,7 @@ func TestCritest(t *testing.T) {
 		}
 	}
 	put(certs)
-	m := startMachine(t, fmt.Sprintf("[registry]\nconfig_dirs = [%q]\n", certs))
+	m := startServed(t, fmt.Sprintf("[registry]\nconfig_dirs = [%q]\n", certs))
 	critest := filepath.Join(needPeer(t, peers.Critest), "critest")
 	k := m.kubelet("c", kind{peer: peers.Containerd24}, hub.put(t, "pause", pause))
 	put(filepath.Join(k.home, "certs.d"))
