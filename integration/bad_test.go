@@ -387,8 +387,9 @@ func (m *machine) nothingLeft() {
 	if left := m.images(); len(left) > 0 {
 		m.Errorf("images are left: %+v", left)
 	}
-	for _, p := range m.leftovers() {
-		m.Errorf("left behind: %s", p)
+	left := m.leftovers()
+	for _, p := range left[:min(len(left), 10)] {
+		m.Errorf("left behind, of %d: %s", len(left), p)
 	}
 	if dirs, err := filepath.Glob(filepath.Join(m.run, "images", "*")); err != nil || len(dirs) > 0 {
 		m.Errorf("metadata images are left mounted: %v, %v", dirs, err)

@@ -267,7 +267,7 @@ func TestBuildKit(t *testing.T) {
 				}
 			}
 			ours.prune()
-			m.nothingLeft()
+			m.nothingLeftSoon()
 		})
 	}
 }

@@ -135,5 +135,5 @@ func TestContainerdLies(t *testing.T) {
 	if err := s.Walk(t.Context(), func(_ context.Context, i snapshots.Info) error { left++; return nil }); err != nil || left > 0 {
 		t.Errorf("%d snapshots are left, %v", left, err)
 	}
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }

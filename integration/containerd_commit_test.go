@@ -57,7 +57,7 @@ func TestContainerdDiff(t *testing.T) {
 		})
 	}
 	ours.empty()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 	theirs.empty()
 }
 
@@ -99,7 +99,7 @@ func TestContainerdExport(t *testing.T) {
 	unmount()
 	o.ctr("images", "rm", "--sync", ref)
 	c.empty()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }
 
 // blob returns what the hub has.
@@ -158,5 +158,5 @@ func TestNerdctlCommit(t *testing.T) {
 		run("rmi", "-f", "committed", ref)
 		c.empty()
 	}
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }

@@ -142,7 +142,7 @@ func TestContainerdImages(t *testing.T) {
 				})
 			}
 			ours.empty()
-			ours.on(t).nothingLeft()
+			ours.on(t).nothingLeftSoon()
 			theirs.empty()
 		})
 	}

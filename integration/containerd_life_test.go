@@ -64,7 +64,7 @@ func TestContainerdKilled(t *testing.T) {
 	c.end(name)
 	m.must(control.OpRmi, control.RemoveImagesArgs{Refs: []string{ref}}, nil)
 	c.empty()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }
 
 // TestContainerdLostSnapshots: what a crash of one of the two leaves that the
@@ -89,7 +89,7 @@ func TestContainerdLostSnapshots(t *testing.T) {
 	c.start()
 	c.run(ref, "/inside", "exit", "0")
 	c.empty()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }
 
 // TestContainerdNamespaces: an image that one namespace has pulled is pulled in
@@ -115,7 +115,7 @@ func TestContainerdNamespaces(t *testing.T) {
 			for _, ns := range []string{"one", "two"} {
 				c.within(ns).empty()
 			}
-			m.nothingLeft()
+			m.nothingLeftSoon()
 		})
 	}
 }
@@ -152,7 +152,7 @@ func TestTwoContainerds(t *testing.T) {
 	b.end(name)
 	m.must(control.OpRmi, control.RemoveImagesArgs{Refs: []string{ref}}, nil)
 	b.empty()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }
 
 // private makes the hub want a password for an image.
@@ -186,7 +186,7 @@ func TestContainerdAlone(t *testing.T) {
 			c.pull(hub.put(t, "public", public)) // its lower layers are containerd's own already
 			public.checkSums(t, "more/", c.run(hub.ref("public"), "/inside", "sums", "/more"))
 			c.empty()
-			m.nothingLeft()
+			m.nothingLeftSoon()
 		})
 	}
 }

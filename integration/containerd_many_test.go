@@ -92,7 +92,7 @@ func TestContainerdMany(t *testing.T) {
 	}
 	wg.Wait()
 	c.empty()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }
 
 // prepareOne makes a snapshot for a container. Nothing refers to it, so it is

@@ -398,6 +398,20 @@ func (c *ctrd) empty() {
 	}
 }
 
+// nothingLeftSoon is nothingLeft, after snapd has had the time to collect what
+// containerd has removed.
+func (m *machine) nothingLeftSoon() {
+	m.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		mounted, _ := filepath.Glob(filepath.Join(m.run, "images", "*"))
+		left := len(m.images()) + len(m.leftovers()) + len(mounted)
+		if left == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	m.nothingLeft()
+}
+
 // cleanUp ends containerd and all that it has started.
 func (c *ctrd) cleanUp() {
 	if c.d == nil {

@@ -251,7 +251,7 @@ func TestCRI(t *testing.T) {
 			}
 			p.remove()
 			k.emptyCRI()
-			m.nothingLeft()
+			m.nothingLeftSoon()
 		})
 	}
 }
@@ -330,7 +330,7 @@ func TestCRIUserNamespaces(t *testing.T) {
 		p.remove()
 	}
 	k.emptyCRI()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }
 
 // TestCRIPrivate: an image that wants a password, which kubelet gives with the pull.
@@ -351,5 +351,5 @@ func TestCRIPrivate(t *testing.T) {
 	im.checkSums(t, "data/", p.exec(id, "/inside", "sums", "/data"))
 	p.remove()
 	k.emptyCRI()
-	m.nothingLeft()
+	m.nothingLeftSoon()
 }

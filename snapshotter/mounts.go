@@ -146,6 +146,9 @@ type form struct {
 	// floating: without a parent now, and not the lowest layer: Commit will bring
 	// the parent. Only an overlay keeps the layer's whiteouts.
 	floating bool
+	// buildkit: it wants one mount, or else compares whole trees to see what a
+	// step has changed (util/overlay GetUpperdir), and reads no directory directly.
+	buildkit bool
 	// staged: the content is there, nothing needs to be unpacked. A read-only
 	// mount says so to containerd 2.4. One of before writes into upperdir anyway.
 	staged bool
@@ -155,6 +158,8 @@ func formOf(id string, info snapshots.Info, staged bool) form {
 	f := form{
 		id:   id,
 		view: info.Kind == snapshots.KindView,
+		// NAMESPACE/ID/KEY (core/metadata/snapshot.go, createKey).
+		buildkit: strings.HasPrefix(info.Name, "buildkit/"),
 	}
 	if f.unpack = !f.view && unpacks(info.Name, info.Labels); !f.unpack {
 		_, f.volatile = info.Labels[labelVolatile]
@@ -209,8 +214,22 @@ func (s *Snapshotter) mounts(f form, l lowers) ([]mount.Mount, error) {
 		}
 		options = append(options, lower)
 	}
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil
+	all := []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}
+	if len(l.data) > 0 && !f.view && !f.unpack && !f.buildkit {
+		all = append(all, nothing)
+	}
+	return all, nil
 }
+
+// nothing is a mount that changes nothing: mount(2) is not called for a remount
+// without data (core/mount/mount_linux.go, the same in all of 2.x). A container's
+// snapshot ends with it to keep containerd 2.3 and newer, which look at the type
+// of the last mount, from reading /etc/passwd straight from the directories of an
+// overlay (internal/fsview): what is between "::" would be a directory without a
+// name, and files of an image have no data there. Views are without, for who
+// looks into images by way of containerd's mounts service: that shows the last of
+// the mounts only (core/mount/manager, WithTemporary).
+var nothing = mount.Mount{Type: "none", Source: "none", Options: []string{"remount"}}
 
 // maxOptions is how long the options of a mount may be together with their NUL:
 // a page (fs/namespace.c copy_mount_options).
