@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"maps"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -16,6 +17,9 @@ type index struct {
 	dirs  map[digest.Digest]int
 	chain map[string]digest.Digest // which one: by ID of the snapshot
 
+	// chains of committed snapshots, by ID. They never change.
+	chains map[string]chain
+
 	pending map[*needs]struct{} // of snapshots that are being made
 }
 
@@ -23,7 +27,33 @@ func (x *index) init() {
 	x.held = make(map[string]row)
 	x.dirs = make(map[digest.Digest]int)
 	x.chain = make(map[string]digest.Digest)
+	x.chains = make(map[string]chain)
 	x.pending = make(map[*needs]struct{})
+}
+
+func (x *index) chainOf(id string) (c chain, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c, ok = x.chains[id]
+	return c, ok
+}
+
+// keepChain keeps a chain for who asks next. One that was removed meanwhile is
+// never asked for; the next sweep drops it.
+func (x *index) keepChain(c chain) {
+	if c.id == "" {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.chains[c.id] = c
+}
+
+// dropChains drops the chains of what is not there.
+func (x *index) dropChains(alive map[string]bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	maps.DeleteFunc(x.chains, func(id string, _ chain) bool { return !alive[id] })
 }
 
 // pend keeps n until the returned function is called.
@@ -78,6 +108,7 @@ func (x *index) forget(id string) (held bool) {
 
 func (x *index) drop(id string) {
 	delete(x.held, id)
+	delete(x.chains, id)
 	if chain, ok := x.chain[id]; ok {
 		delete(x.chain, id)
 		if x.dirs[chain]--; x.dirs[chain] == 0 {

@@ -109,7 +109,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) (_ []mount.Mount, 
 		if _, staged, err = rowOf(tx, id); err != nil {
 			return err
 		}
-		c, err = chainOf(ctx, tx, info.Parent)
+		c, err = s.chainOf(ctx, tx, info.Parent)
 		return err
 	})
 	if err != nil {
@@ -158,7 +158,7 @@ func (s *Snapshotter) Held(ctx context.Context) (h Held, err error) {
 		for _, r := range rows {
 			h.Layers = append(h.Layers, r.Layer)
 		}
-		return eachNeeds(ctx, tx, func(_ string, n needs) { add(n) })
+		return s.eachNeeds(ctx, tx, func(_ string, n needs) { add(n) })
 	})
 	return h, err
 }
@@ -173,7 +173,7 @@ func (st Stack) name() string {
 }
 
 // eachNeeds calls fn with what every active snapshot and view is mounted from.
-func eachNeeds(ctx context.Context, tx *bolt.Tx, fn func(id string, n needs)) error {
+func (s *Snapshotter) eachNeeds(ctx context.Context, tx *bolt.Tx, fn func(id string, n needs)) error {
 	return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
 		if info.Kind == snapshots.KindCommitted {
 			return nil
@@ -182,7 +182,7 @@ func eachNeeds(ctx context.Context, tx *bolt.Tx, fn func(id string, n needs)) er
 		if err != nil {
 			return err
 		}
-		c, err := chainOf(ctx, tx, info.Parent)
+		c, err := s.chainOf(ctx, tx, info.Parent)
 		if err != nil {
 			return err
 		}

@@ -44,8 +44,8 @@ func (c chain) stack(m IDMap) Stack {
 	return st
 }
 
-// chainOf finds the chain of a committed snapshot. ctx has a transaction.
-func chainOf(ctx context.Context, tx *bolt.Tx, name string) (c chain, err error) {
+// chainOf finds the chain of a committed snapshot. ctx has the transaction tx.
+func (s *Snapshotter) chainOf(ctx context.Context, tx *bolt.Tx, name string) (c chain, err error) {
 	for at := name; at != ""; {
 		id, info, _, err := storage.GetInfo(ctx, at)
 		if err != nil {
@@ -55,6 +55,9 @@ func chainOf(ctx context.Context, tx *bolt.Tx, name string) (c chain, err error)
 			return c, fmt.Errorf("parent %q is not committed: %w", at, errdefs.ErrInvalidArgument)
 		}
 		if c.id == "" {
+			if c, ok := s.index.chainOf(id); ok {
+				return c, nil
+			}
 			c.id = id
 		}
 		r, held, err := rowOf(tx, id)
@@ -71,6 +74,7 @@ func chainOf(ctx context.Context, tx *bolt.Tx, name string) (c chain, err error)
 		at = info.Parent
 	}
 	slices.Reverse(c.held)
+	s.index.keepChain(c)
 	return c, nil
 }
 

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -85,9 +86,9 @@ func check(info snapshots.Info) error {
 
 // create makes a snapshot, staged with r if it is not nil.
 //
-// The directory is made first and gets its name last, when the database has the
-// snapshot: an ID is never used twice, so at any time a directory without a
-// snapshot is nobody's, and an active snapshot without one was not answered for.
+// The database has it first, then it gets its directory: an ID is never used
+// twice, so a directory without a snapshot is nobody's at any time, and an
+// active snapshot without a directory was not answered for.
 func (s *Snapshotter) create(ctx context.Context, info snapshots.Info, r *row) (_ []mount.Mount, err error) {
 	var m IDMap
 	uid, gid, shifts := 0, 0, false
@@ -105,34 +106,29 @@ func (s *Snapshotter) create(ctx context.Context, info snapshots.Info, r *row) (
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %q: %w", info.Name, err)
 	}
-	tmp := ""
-	if info.Kind == snapshots.KindActive || c.id == "" {
-		if !shifts && len(l.dirs) > 0 {
-			if uid, gid, err = owner(l.dirs[0]); err != nil {
-				return nil, fmt.Errorf("parent of snapshot %q: %w", info.Name, err)
-			}
-		}
-		if tmp, err = s.makeDir(info.Kind, uid, gid); err != nil {
-			return nil, full(err)
+	if !shifts && len(l.dirs) > 0 && info.Kind == snapshots.KindActive {
+		if uid, gid, err = owner(l.dirs[0]); err != nil {
+			return nil, fmt.Errorf("parent of snapshot %q: %w", info.Name, err)
 		}
 	}
 	id, err := s.insert(ctx, info, c, r)
-	if err == nil && tmp != "" {
-		if err = os.Rename(tmp, filepath.Join(s.dirs, id)); err != nil {
-			err = errors.Join(err, s.remove(context.WithoutCancel(ctx), info.Name))
-		}
-	}
 	if err != nil {
-		if tmp != "" {
-			err = errors.Join(err, os.RemoveAll(tmp))
-		}
 		return nil, full(err)
 	}
-	mounts, err := s.mounts(formOf(id, info, r != nil), l)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("snapshot %q: %w", info.Name, err), s.remove(context.WithoutCancel(ctx), info.Name))
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("snapshot %q: %w", info.Name, full(err)), s.remove(context.WithoutCancel(ctx), info.Name))
+		}
+	}()
+	if info.Kind == snapshots.KindActive || c.id == "" {
+		if err := os.Mkdir(s.dir(id), 0o700); err != nil { // the number has never been used
+			return nil, err
+		}
+		if err := s.fill(id, info.Kind, uid, gid); err != nil {
+			return nil, err
+		}
 	}
-	return mounts, nil
+	return s.mounts(formOf(id, info, r != nil), l)
 }
 
 // parent finds the chain below a snapshot that is to be made, and whether it may be made.
@@ -141,7 +137,7 @@ func (s *Snapshotter) parent(ctx context.Context, info snapshots.Info) (c chain,
 		if _, _, _, err := storage.GetInfo(ctx, info.Name); err == nil {
 			return fmt.Errorf("snapshot %q: %w", info.Name, errdefs.ErrAlreadyExists)
 		}
-		c, err = chainOf(ctx, tx, info.Parent)
+		c, err = s.chainOf(ctx, tx, info.Parent)
 		return err
 	})
 	return c, err
@@ -175,43 +171,48 @@ func (s *Snapshotter) insert(ctx context.Context, info snapshots.Info, c chain, 
 	return id, nil
 }
 
-// makeDir makes the directories of a snapshot under a name that no snapshot has.
-func (s *Snapshotter) makeDir(kind snapshots.Kind, uid, gid int) (_ string, err error) {
-	tmp, err := os.MkdirTemp(s.dirs, "new-")
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(tmp))
-		}
-	}()
-	return tmp, fill(tmp, kind, uid, gid)
-}
-
-// fill makes in dir what a new snapshot has. The modes are those of containerd's overlayfs.
-func fill(dir string, kind snapshots.Kind, uid, gid int) error {
-	upper := filepath.Join(dir, "fs")
-	if err := mkdir(upper, 0o755); err != nil {
+// fill makes the directories in that of a snapshot, as far as they are not there.
+// The modes are those of containerd's overlayfs.
+func (s *Snapshotter) fill(id string, kind snapshots.Kind, uid, gid int) error {
+	if err := s.mkdir(s.upper(id), 0o755); err != nil {
 		return err
 	}
 	if uid != 0 || gid != 0 {
-		if err := os.Lchown(upper, uid, gid); err != nil {
+		if err := os.Lchown(s.upper(id), uid, gid); err != nil {
 			return err
 		}
 	}
 	if kind != snapshots.KindActive {
 		return nil
 	}
-	return mkdir(filepath.Join(dir, "work"), 0o711)
+	return s.mkdir(s.work(id), 0o711)
 }
 
 // mkdir is os.Mkdir whatever the umask is.
-func mkdir(dir string, mode os.FileMode) error {
+func (s *Snapshotter) mkdir(dir string, mode os.FileMode) error {
 	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
+	if mode&s.umask == 0 {
+		return nil
+	}
 	return os.Chmod(dir, mode)
+}
+
+// umask is the process's. The kernel says it without changing it (Linux 4.7).
+func umask() os.FileMode {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0o777
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Umask:"); ok {
+			if n, err := strconv.ParseUint(strings.TrimSpace(v), 8, 12); err == nil {
+				return os.FileMode(n)
+			}
+		}
+	}
+	return 0o777
 }
 
 // owner is who owns the root directory of a parent: overlayfs shows that of the upper directory.

@@ -34,17 +34,19 @@ func (s *Snapshotter) noneWithout(file string) error {
 	return nil
 }
 
+// orphanPrefix is what directories of no snapshot are called until they are removed.
+const orphanPrefix = "orphan-"
+
 // recover puts right what a crash, or a power cut, left between the database and the
 // directories, in either order. What is removed is removed in the background.
 func (s *Snapshotter) recover() error {
-	s.index.init()
 	for _, dir := range []string{s.dirs, s.links} {
 		paths, err := list(dir)
 		if err != nil {
 			return err
 		}
 		for _, p := range paths { // nobody makes one yet
-			if strings.HasPrefix(filepath.Base(p), "new-") {
+			if strings.HasPrefix(filepath.Base(p), "new-") || strings.HasPrefix(filepath.Base(p), orphanPrefix) {
 				s.reaper.add(p)
 			}
 		}
@@ -79,9 +81,15 @@ func (s *Snapshotter) recover() error {
 		for _, p := range paths {
 			id := filepath.Base(p)
 			r, held := rows[id]
-			if _, err := strconv.ParseUint(id, 10, 64); err == nil && (!ids[id] || held && r.Parent == "") {
-				s.reaper.add(p)
+			if _, err := strconv.ParseUint(id, 10, 64); err != nil || ids[id] && (!held || r.Parent != "") {
+				continue
 			}
+			// Its number may be given out again, if the database is an older one.
+			orphan := filepath.Join(s.dirs, orphanPrefix+id)
+			if err := errors.Join(os.RemoveAll(orphan), os.Rename(p, orphan)); err != nil {
+				return err
+			}
+			s.reaper.add(orphan)
 		}
 		return nil
 	})
@@ -116,7 +124,7 @@ func (s *Snapshotter) remake(ctx context.Context, tx *bolt.Tx, id string, info s
 		shifts, uid, gid = false, 0, 0
 	}
 	if !shifts && info.Parent != "" {
-		c, err := chainOf(ctx, tx, info.Parent)
+		c, err := s.chainOf(ctx, tx, info.Parent)
 		if err != nil {
 			return err
 		}
@@ -127,10 +135,10 @@ func (s *Snapshotter) remake(ctx context.Context, tx *bolt.Tx, id string, info s
 			}
 		}
 	}
-	s.log.Warn("the directory of a snapshot is gone, and made again empty", "key", info.Name, "dir", upper)
-	s.Stats.Remade.Add(1)
-	if err := mkdir(s.dir(id), 0o700); err != nil {
+	if err := os.Mkdir(s.dir(id), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return fill(s.dir(id), info.Kind, uid, gid)
+	s.log.Warn("the directory of a snapshot is gone, and made again empty", "key", info.Name, "dir", upper)
+	s.Stats.Remade.Add(1)
+	return s.fill(id, info.Kind, uid, gid)
 }

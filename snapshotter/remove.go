@@ -130,11 +130,20 @@ func (s *Snapshotter) reapAll() {
 }
 
 func (s *Snapshotter) reapOne(dir string) error {
-	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(dir)
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+	if err != nil {
+		// Of a container that wrote nothing, these are all there is.
+		for _, sub := range []string{"work/work", "work", "fs"} {
+			os.Remove(filepath.Join(dir, sub)) // or RemoveAll does, and says what is wrong
+		}
+		if os.Remove(dir) != nil {
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+		}
 	}
 	s.Stats.Reaped.Add(1)
 	return nil
@@ -151,7 +160,7 @@ func (s *Snapshotter) sweep() error {
 		}
 		orphans = append(orphans, names...)
 	}
-	alive := make(map[string]bool)
+	alive, dirs := make(map[string]bool), make(map[string]bool)
 	var maps []IDMap
 	for _, n := range s.index.waiting() {
 		maps = append(maps, n.mapped)
@@ -167,17 +176,18 @@ func (s *Snapshotter) sweep() error {
 			if err != nil {
 				return err
 			}
-			alive[id] = !held || r.Parent != ""
+			alive[id], dirs[id] = true, !held || r.Parent != ""
 		}
-		return eachNeeds(ctx, tx, func(_ string, n needs) { maps = append(maps, n.mapped) })
+		return s.eachNeeds(ctx, tx, func(_ string, n needs) { maps = append(maps, n.mapped) })
 	})
 	if err != nil {
 		return err
 	}
+	s.index.dropChains(alive)
 	var failed []error
 	for _, path := range orphans {
 		id, _, _ := strings.Cut(filepath.Base(path), "-") // of links to shifted directories
-		if _, err := strconv.ParseUint(id, 10, 64); err != nil || alive[id] {
+		if _, err := strconv.ParseUint(id, 10, 64); err != nil || dirs[id] {
 			continue // who makes a directory with another name removes it, and recover what a crash left
 		}
 		failed = append(failed, s.reapOne(path))

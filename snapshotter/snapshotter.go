@@ -64,6 +64,7 @@ type Snapshotter struct {
 	log                    *slog.Logger
 	store                  *store
 	index                  index
+	umask                  os.FileMode
 	unstaged               atomic.Int64 // when containerd last unpacked what was staged, Unix time
 
 	base    context.Context // until Close
@@ -94,7 +95,7 @@ func New(o Options) (_ *Snapshotter, err error) {
 	s := &Snapshotter{
 		root: filepath.Clean(o.Root), dirs: filepath.Join(o.Root, "snapshots"),
 		run: filepath.Clean(o.Run), links: filepath.Join(o.Run, "l"),
-		layers: o.Layers, mapper: o.Mapper, held: o.Held, log: o.Log,
+		layers: o.Layers, mapper: o.Mapper, held: o.Held, log: o.Log, umask: umask(),
 	}
 	for _, dir := range []string{s.root, s.dirs, s.run, s.links} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -117,6 +118,7 @@ func New(o Options) (_ *Snapshotter, err error) {
 			err = errors.Join(err, s.store.close())
 		}
 	}()
+	s.index.init()
 	s.reaper.init()
 	if err := s.recover(); err != nil {
 		return nil, err
