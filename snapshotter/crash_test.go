@@ -281,7 +281,7 @@ func TestRecover(t *testing.T) {
 		{"nothing", func(string) error { return nil }, 0, ""},
 		{"directories of nobody", func(root string) error {
 			return errors.Join(os.MkdirAll(filepath.Join(root, "snapshots/999/fs/etc"), 0o755), os.MkdirAll(filepath.Join(root, "snapshots/1000"), 0o755),
-				os.MkdirAll(filepath.Join(root, "snapshots/new-123/fs"), 0o755), os.MkdirAll(filepath.Join(root, "snapshots", orphanPrefix+"7/fs"), 0o755))
+				os.MkdirAll(filepath.Join(root, "snapshots", orphanPrefix+"7/fs"), 0o755))
 		}, 0, ""},
 		{"an active one without its directory", func(root string) error { return os.RemoveAll(id(root, "c")) }, 1, ""},
 		{"an active one without a work directory", func(root string) error { return os.Remove(filepath.Join(id(root, "c"), "work")) }, 1, ""},

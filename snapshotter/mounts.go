@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -117,7 +118,7 @@ func (s *Snapshotter) lower(ctx context.Context, c chain, m IDMap) (l lowers, er
 	}
 	for _, id := range c.dirs {
 		l.dirs = append(l.dirs, filepath.Join(dirs, id, "fs"))
-		l.links = append(l.links, filepath.Join(s.links, id+suffix))
+		l.links = append(l.links, filepath.Join(s.links, linkName(id)+suffix))
 	}
 	if len(c.held) > 0 {
 		if s.layers == nil {
@@ -265,6 +266,22 @@ func (s *Snapshotter) lowerdir(l lowers, data []string, other int) (string, erro
 	return short, nil
 }
 
+// tmpPrefix begins names of links that are being exchanged. No ID begins so.
+const tmpPrefix = ".new-"
+
+// linkBase makes names of links short.
+const linkBase = 36
+
+// linkName is the link to a snapshot's directory. It is followed by "-" and
+// something else if that has shifted owners.
+func linkName(id string) string {
+	n, err := strconv.ParseUint(id, 10, 64)
+	if err != nil {
+		return id // there is none like that
+	}
+	return strconv.FormatUint(n, linkBase)
+}
+
 // link makes name a symbolic link to dir.
 func link(dir, name string) error {
 	err := os.Symlink(dir, name)
@@ -275,7 +292,7 @@ func link(dir, name string) error {
 		return nil
 	}
 	// One of an earlier time, when Root was elsewhere.
-	tmp, err := os.MkdirTemp(filepath.Dir(name), "new-")
+	tmp, err := os.MkdirTemp(filepath.Dir(name), tmpPrefix)
 	if err != nil {
 		return err
 	}

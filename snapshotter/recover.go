@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -27,7 +26,7 @@ func (s *Snapshotter) noneWithout(file string) error {
 		return err
 	}
 	for _, p := range paths {
-		if _, err := strconv.ParseUint(filepath.Base(p), 10, 64); err == nil {
+		if isID(filepath.Base(p), 10) {
 			return fmt.Errorf("%s: %w: it is gone, and there are directories of snapshots", file, ErrTorn)
 		}
 	}
@@ -46,7 +45,7 @@ func (s *Snapshotter) recover() error {
 			return err
 		}
 		for _, p := range paths { // nobody makes one yet
-			if strings.HasPrefix(filepath.Base(p), "new-") || strings.HasPrefix(filepath.Base(p), orphanPrefix) {
+			if strings.HasPrefix(filepath.Base(p), tmpPrefix) || strings.HasPrefix(filepath.Base(p), orphanPrefix) {
 				s.reaper.add(p)
 			}
 		}
@@ -81,7 +80,7 @@ func (s *Snapshotter) recover() error {
 		for _, p := range paths {
 			id := filepath.Base(p)
 			r, held := rows[id]
-			if _, err := strconv.ParseUint(id, 10, 64); err != nil || ids[id] && (!held || r.Parent != "") {
+			if !isID(id, 10) || ids[id] && (!held || r.Parent != "") {
 				continue
 			}
 			// Its number may be given out again, if the database is an older one.

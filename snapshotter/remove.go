@@ -152,26 +152,26 @@ func (s *Snapshotter) reapOne(dir string) error {
 // sweep finds directories and links without a snapshot. Directories are listed
 // before snapshots are: a snapshot is in the database before it has a directory.
 func (s *Snapshotter) sweep() error {
-	var orphans []string
-	for _, dir := range []string{s.dirs, s.links} {
-		names, err := list(dir)
-		if err != nil {
-			return err
-		}
-		orphans = append(orphans, names...)
+	paths, err := list(s.dirs)
+	if err != nil {
+		return err
+	}
+	links, err := list(s.links)
+	if err != nil {
+		return err
 	}
 	alive, dirs := make(map[string]bool), make(map[string]bool)
 	var maps []IDMap
 	for _, n := range s.index.waiting() {
 		maps = append(maps, n.mapped)
 	}
-	err := s.store.view(s.base, func(ctx context.Context, tx *bolt.Tx) error {
+	err = s.store.view(s.base, func(ctx context.Context, tx *bolt.Tx) error {
 		ids, err := storage.IDMap(ctx)
 		if err != nil {
 			return err
 		}
 		for id := range ids {
-			// What is held has no directory, until it is committed.
+			// What is held has no directory, once it is committed.
 			r, held, err := rowOf(tx, id)
 			if err != nil {
 				return err
@@ -185,12 +185,20 @@ func (s *Snapshotter) sweep() error {
 	}
 	s.index.dropChains(alive)
 	var failed []error
-	for _, path := range orphans {
-		id, _, _ := strings.Cut(filepath.Base(path), "-") // of links to shifted directories
-		if _, err := strconv.ParseUint(id, 10, 64); err != nil || dirs[id] {
-			continue // who makes a directory with another name removes it, and recover what a crash left
+	for _, path := range paths {
+		// Who makes something with another name removes it, and recover what a crash left.
+		if id := filepath.Base(path); isID(id, 10) && !dirs[id] {
+			failed = append(failed, s.reapOne(path))
 		}
-		failed = append(failed, s.reapOne(path))
+	}
+	named := make(map[string]bool)
+	for id := range dirs {
+		named[linkName(id)] = dirs[id]
+	}
+	for _, path := range links {
+		if name, _, _ := strings.Cut(filepath.Base(path), "-"); isID(name, linkBase) && !named[name] {
+			failed = append(failed, os.Remove(path))
+		}
 	}
 	if s.mapper != nil {
 		failed = append(failed, s.mapper.KeepMapped(s.base, s.dirs, compact(maps)))
@@ -208,6 +216,11 @@ func compact(maps []IDMap) (some []IDMap) {
 		}
 	}
 	return some
+}
+
+func isID(s string, base int) bool {
+	_, err := strconv.ParseUint(s, base, 64)
+	return err == nil
 }
 
 func list(dir string) (paths []string, err error) {

@@ -31,8 +31,11 @@ type Mapper interface {
 
 // Options of a Snapshotter. Root and Run are needed.
 type Options struct {
-	Root   string // absolute: the database and the directories of snapshots. Nobody else's
-	Run    string // absolute, on a file system that a reboot empties: short names of long paths. Nobody else's
+	Root string // absolute: the database and the directories of snapshots. Nobody else's
+	// Run is absolute, and nobody else's: it holds short names of long paths. The
+	// shorter it is the more directories fit above an image: 127 if it is as long
+	// as /run/snapfs/l/default.
+	Run    string
 	Layers Layers // the book of images; nil: every layer is left to containerd
 	Mapper Mapper // nil: user namespaces work on images that the book holds whole, and else are refused
 	// Held, if it is not nil, is told of each layer that was asked for and is
@@ -57,15 +60,15 @@ type Stats struct {
 type Snapshotter struct {
 	Stats Stats
 
-	root, dirs, run, links string
-	layers                 Layers
-	mapper                 Mapper
-	held                   func(context.Context, digest.Digest)
-	log                    *slog.Logger
-	store                  *store
-	index                  index
-	umask                  os.FileMode
-	unstaged               atomic.Int64 // when containerd last unpacked what was staged, Unix time
+	root, dirs, links string
+	layers            Layers
+	mapper            Mapper
+	held              func(context.Context, digest.Digest)
+	log               *slog.Logger
+	store             *store
+	index             index
+	umask             os.FileMode
+	unstaged          atomic.Int64 // when containerd last unpacked what was staged, Unix time
 
 	base    context.Context // until Close
 	stop    context.CancelFunc
@@ -94,10 +97,10 @@ func New(o Options) (_ *Snapshotter, err error) {
 	}
 	s := &Snapshotter{
 		root: filepath.Clean(o.Root), dirs: filepath.Join(o.Root, "snapshots"),
-		run: filepath.Clean(o.Run), links: filepath.Join(o.Run, "l"),
+		links:  filepath.Clean(o.Run),
 		layers: o.Layers, mapper: o.Mapper, held: o.Held, log: o.Log, umask: umask(),
 	}
-	for _, dir := range []string{s.root, s.dirs, s.run, s.links} {
+	for _, dir := range []string{s.root, s.dirs, s.links} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}

@@ -2,14 +2,9 @@ package snapshotter
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io/fs"
-	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -17,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	errbolt "go.etcd.io/bbolt/errors"
 )
 
 // ErrTorn says that the database of snapshots is damaged. It is left as it is:
@@ -71,7 +67,7 @@ const lockPatience = 10 * time.Second
 // openStore opens or makes the database, and reads all of it once: what is torn
 // is found now, and not by a container that does not start.
 func openStore(file string) (*store, error) {
-	if err := whole(file); err != nil {
+	if err := checkDB(file); err != nil {
 		return nil, err
 	}
 	ms, err := storage.NewMetaStore(file, func(o *bolt.Options) error {
@@ -86,71 +82,40 @@ func openStore(file string) (*store, error) {
 	if err := st.check(file); err != nil {
 		return nil, errors.Join(err, ms.Close())
 	}
-	err = st.update(context.Background(), func(_ context.Context, tx *bolt.Tx) error {
-		v, err := tx.CreateBucketIfNotExists(storageVersion)
-		if err != nil {
-			return err
-		}
-		for _, name := range storageBuckets {
-			if _, err := v.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
-		}
-		_, err = tx.CreateBucketIfNotExists(rowsBucket)
-		return err
-	})
-	if err != nil {
-		return nil, errors.Join(err, ms.Close())
+	if err := st.update(context.Background(), buckets); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", file, err), ms.Close())
 	}
 	return st, nil
 }
 
-// whole says that file is as long as its newest page of bbolt's metadata says:
-// what is missing would be mapped, and a look at it would end the process. It
-// leaves to bbolt what has no such page.
-//
-//	 0  header of a page
-//	16  magic, version, page size, flags (uint32 each)
-//	32  root bucket: its page and its sequence; page of the free list;
-//	    first page behind the end; transaction (uint64 each)
-//	72  FNV-1a of 16…72
-func whole(file string) error {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
+// buckets makes all buckets of a new database. An old one has them.
+func buckets(_ context.Context, tx *bolt.Tx) error {
+	empty := true
+	if err := tx.ForEach(func([]byte, *bolt.Bucket) error { empty = false; return nil }); err != nil {
 		return err
 	}
-	defer f.Close()
-	st, err := f.Stat()
+	if !empty {
+		v := tx.Bucket(storageVersion)
+		if v == nil || v.Bucket(storageBuckets[0]) == nil || v.Bucket(storageBuckets[1]) == nil || tx.Bucket(rowsBucket) == nil {
+			return fmt.Errorf("%w: a part is missing", ErrTorn)
+		}
+		return nil
+	}
+	v, err := tx.CreateBucket(storageVersion)
 	if err != nil {
 		return err
 	}
-	const magic, metaSize = 0xED0CDAED, 80
-	var end, newest uint64
-	for _, off := range []int64{0, int64(os.Getpagesize())} {
-		var b [metaSize]byte
-		if _, err := f.ReadAt(b[:], off); err != nil {
-			continue
-		}
-		sum := fnv.New64a()
-		sum.Write(b[16:72])
-		ne := binary.NativeEndian
-		if tx := ne.Uint64(b[64:]); ne.Uint32(b[16:]) == magic && ne.Uint64(b[72:]) == sum.Sum64() && tx >= newest {
-			newest, end = tx, ne.Uint64(b[56:])*uint64(ne.Uint32(b[24:]))
+	for _, name := range storageBuckets {
+		if _, err := v.CreateBucket(name); err != nil {
+			return err
 		}
 	}
-	if end > uint64(st.Size()) {
-		return fmt.Errorf("%s: %w: %d bytes long, and there should be %d", file, ErrTorn, st.Size(), end)
-	}
-	return nil
+	_, err = tx.CreateBucket(rowsBucket)
+	return err
 }
 
-// check opens the database and walks all of its pages. bbolt panics at a page
-// that is not what it should be, and the kernel sends a signal for one that is
-// behind the end of the file.
+// check opens the database. bbolt panics at what it does not understand.
 func (st *store) check(file string) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%s: %w: %v", file, ErrTorn, p)
@@ -158,15 +123,14 @@ func (st *store) check(file string) (err error) {
 	}()
 	_, tx, err := st.begin(context.Background(), false)
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
+	case errors.Is(err, errbolt.ErrTimeout):
 		return fmt.Errorf("%s: another process has it open: %w", file, err)
-	case errors.Is(err, bolt.ErrInvalid), errors.Is(err, bolt.ErrChecksum), errors.Is(err, bolt.ErrVersionMismatch):
+	case errors.Is(err, errbolt.ErrInvalid), errors.Is(err, errbolt.ErrChecksum), errors.Is(err, errbolt.ErrVersionMismatch):
 		return fmt.Errorf("%s: %w: %w", file, ErrTorn, err)
 	case err != nil:
 		return err
 	}
-	defer tx.Rollback()
-	return checkPages(file, tx)
+	return tx.Rollback()
 }
 
 // begin starts a transaction that containerd's storage finds in ctx.
@@ -291,14 +255,4 @@ func allRows(tx *bolt.Tx) (map[string]row, error) {
 		return nil
 	})
 	return all, err
-}
-
-// checkPages is bbolt's own check, which reads every page.
-func checkPages(file string, tx *bolt.Tx) (err error) {
-	for e := range tx.Check() { // all of it, or its goroutine stays
-		if err == nil {
-			err = fmt.Errorf("%s: %w: %w", file, ErrTorn, e)
-		}
-	}
-	return err
 }
