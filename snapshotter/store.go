@@ -183,19 +183,25 @@ func (st *store) update(ctx context.Context, do func(ctx context.Context, tx *bo
 	return <-w.done // by this run, or by the one before
 }
 
-// run does a batch in one transaction. What fails is left out, and the others
-// are done again without it.
+// run does a batch in one transaction. What fails is left out, and done alone
+// after the others: it may have failed because of one of them, whose change was
+// not to be seen by anybody yet.
 func (st *store) run(batch []*write) {
+	var alone []*write
 	for len(batch) > 0 {
 		failed, err := st.commit(batch)
-		if failed < 0 {
+		if failed < 0 || len(batch) == 1 {
 			for _, w := range batch {
 				w.done <- err
 			}
-			return
+			break
 		}
-		batch[failed].done <- err
+		alone = append(alone, batch[failed])
 		batch = slices.Delete(batch, failed, failed+1)
+	}
+	for _, w := range alone {
+		_, err := st.commit([]*write{w})
+		w.done <- err
 	}
 }
 
