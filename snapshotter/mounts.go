@@ -159,12 +159,20 @@ type form struct {
 	staged bool
 }
 
+// builds says whether a key is one that BuildKit has made: 25 digits of base 36
+// (identity, NewID, 0.34). Containers have 64 of base 16, or names. Docker builds
+// in its own namespace, moby.
+func builds(key string) bool {
+	key = key[strings.LastIndexByte(key, '/')+1:]
+	return len(key) == 25 && strings.Trim(key, "0123456789abcdefghijklmnopqrstuvwxyz") == ""
+}
+
 func formOf(id string, info snapshots.Info, staged bool) form {
 	f := form{
 		id:   id,
 		view: info.Kind == snapshots.KindView,
 		// NAMESPACE/ID/KEY (core/metadata/snapshot.go, createKey).
-		buildkit: strings.HasPrefix(info.Name, "buildkit/"),
+		buildkit: strings.HasPrefix(info.Name, "buildkit/") || builds(info.Name),
 	}
 	if f.unpack = !f.view && unpacks(info.Name, info.Labels); !f.unpack {
 		_, f.volatile = info.Labels[labelVolatile]

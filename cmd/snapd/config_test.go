@@ -65,7 +65,7 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"[[containerd]]\nsocket = '/a/../x'":                           "containerd.socket",
 		"[[containerd]]\nsocket = '/" + strings.Repeat("x", 107) + "'": "containerd.socket",
 		"[[containerd]]\nsocket = '/run/snapfs/snapd.sock'":            "another socket of snapd's",
-		"[[containerd]]\nsocket = '/run/snapfs/keeper.sock'":           "names that begin with containerd",
+		"[[containerd]]\nsocket = '/run/snapfs/keeper.sock'":           "one of snapd's",
 		"[[containerd]]\nsocket = '/var/lib/snapfs/c.sock'":            "not belong into root",
 		"[[containerd]]\nsocket = '/run/containerd/containerd.sock'":   "containerd's own",
 		"[[containerd]]\naddress = 'tcp://x:1'":                        "containerd.address",

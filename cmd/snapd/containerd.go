@@ -74,6 +74,9 @@ func (c *Config) containerds() []ContainerdConfig {
 
 const defaultName = "default"
 
+// ownSockets are names in RUN that are taken.
+var ownSockets = []string{"snapd.sock", "supervisor.sock", "worker.sock", "keeper.sock"}
+
 var containerdName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,31}$`)
 
 func (c *Config) validateContainerds() error {
@@ -100,8 +103,8 @@ func (c *Config) validateContainerds() error {
 			return fmt.Errorf("containerd.socket = %q: it is another socket of snapd's already", e.Socket)
 		case e.Socket == e.Address:
 			return fmt.Errorf("containerd.socket = %q: that is containerd's own", e.Socket)
-		case filepath.Clean(dir) == filepath.Clean(c.Run) && !strings.HasPrefix(file, "containerd"):
-			return fmt.Errorf("containerd.socket = %q: in %s only names that begin with containerd are free", e.Socket, c.Run)
+		case filepath.Clean(dir) == filepath.Clean(c.Run) && (filepath.Ext(file) != ".sock" || slices.Contains(ownSockets, file)):
+			return fmt.Errorf("containerd.socket = %q: in %s it has to end in .sock, and not to be one of snapd's", e.Socket, c.Run)
 		case strings.HasPrefix(e.Socket, filepath.Clean(c.Root)+"/"):
 			return fmt.Errorf("containerd.socket = %q: a socket does not belong into root", e.Socket)
 		}
