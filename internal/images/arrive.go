@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,12 +51,14 @@ func (s *Service) Layer(ctx context.Context, w Wanted, blob, diffID digest.Diges
 		return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
 	}
 	a := s.arrivals.join(id, func(a *arrival) { s.arrive(id, a, ref, w) }, &s.background)
+	var got *part
 	gone := false
-	defer func() { s.arrivals.leave(id, a, gone) }()
-	l, err = a.wait(ctx, blob, diffID)
+	defer func() { s.arrivals.leave(id, a, got, gone) }()
+	p, err := a.wait(ctx, blob, diffID)
 	switch {
 	case err == nil:
-		return l, s.pinNames(l.Key), nil
+		got = p
+		return Layer{Key: p.key, Of: a.of, Blob: p.blob, DiffID: p.diffID}, s.pinNames(p.key), nil
 	case ctx.Err() != nil:
 		gone = true
 		return Layer{}, nil, context.Cause(ctx)
@@ -124,14 +127,17 @@ type arrival struct {
 // A part is a layer of an arrival.
 type part struct {
 	blob, diffID digest.Digest
+	once         sync.Once     // an image may have it twice
 	key          string        // read after there
 	there        chan struct{} // closed when it can be read
+	given        bool          // somebody got it; guarded by arrivals.mu
 }
 
 var errAbandoned = errors.New("nobody waits for it any more")
 
-// linger is how long an image that nobody waits for stays as it has come in. A
-// pull asks for its layers one after the other, and unpacks others meanwhile.
+// linger is how long an image that nobody waits for stays as it has come in,
+// unless each of its layers was asked for. A pull asks for them one after the
+// other, and unpacks others meanwhile.
 const linger = time.Minute
 
 // join counts a caller in. The first begins the work; all is owned by wg.
@@ -155,23 +161,26 @@ func (as *arrivals) join(id string, run func(*arrival), wg *sync.WaitGroup) *arr
 	return a
 }
 
-// leave counts a caller out. gone says that it did not get what it wanted
-// because it does not want it any more.
-func (as *arrivals) leave(id string, a *arrival, gone bool) {
+// leave counts a caller out. got is what it got; gone says that it does not want
+// anything any more.
+func (as *arrivals) leave(id string, a *arrival, got *part, gone bool) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	a.waiting--
-	switch {
+	if got != nil {
+		got.given = true
+	}
+	switch ended := a.ended(); {
 	case a.waiting > 0:
 	case a.away:
 		close(a.over)
-	case gone && !a.ended():
+	case gone && !ended, ended && a.given():
 		as.drop(id, a)
 	default:
 		a.timer = time.AfterFunc(linger, func() {
 			as.mu.Lock()
 			defer as.mu.Unlock()
-			if a.waiting == 0 && !a.away {
+			if a.waiting == 0 {
 				as.drop(id, a)
 			}
 		})
@@ -183,6 +192,9 @@ func (as *arrivals) drop(id string, a *arrival) {
 	if a.away {
 		return
 	}
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 	a.away = true
 	delete(as.on, id)
 	if a.waiting == 0 {
@@ -190,11 +202,26 @@ func (as *arrivals) drop(id string, a *arrival) {
 	}
 }
 
-// failed takes an arrival away that came to nothing.
-func (as *arrivals) failed(id string, a *arrival) {
+// finish hears that nothing more comes in. An arrival that failed is taken away,
+// and so is one that nobody can ask more of.
+func (as *arrivals) finish(id string, a *arrival) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	as.drop(id, a)
+	close(a.done)
+	if a.parts == nil {
+		close(a.known)
+	}
+	if a.err != nil || a.waiting == 0 && a.given() {
+		as.drop(id, a)
+	}
+}
+
+// readable tells those who wait for a layer.
+func (p *part) readable(key string) {
+	p.once.Do(func() {
+		p.key = key
+		close(p.there)
+	})
 }
 
 func (a *arrival) ended() bool {
@@ -206,32 +233,37 @@ func (a *arrival) ended() bool {
 	}
 }
 
+// given says whether all layers were asked for. The lock is held.
+func (a *arrival) given() bool {
+	return !slices.ContainsFunc(a.parts, func(p *part) bool { return !p.given })
+}
+
 // wait returns a layer when it can be read.
-func (a *arrival) wait(ctx context.Context, blob, diffID digest.Digest) (Layer, error) {
+func (a *arrival) wait(ctx context.Context, blob, diffID digest.Digest) (*part, error) {
 	select {
 	case <-a.known:
 	case <-ctx.Done():
-		return Layer{}, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	if a.parts == nil {
-		return Layer{}, a.err
+		return nil, a.err
 	}
 	p, err := a.part(blob, diffID)
 	if err != nil {
-		return Layer{}, err
+		return nil, err
 	}
 	select {
 	case <-p.there:
 	case <-ctx.Done():
-		return Layer{}, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	case <-a.done:
 		select {
 		case <-p.there: // it was before that
 		default:
-			return Layer{}, a.err
+			return nil, a.err
 		}
 	}
-	return Layer{Key: p.key, Of: a.of, Blob: p.blob, DiffID: p.diffID}, nil
+	return p, nil
 }
 
 // errNoPart says that labels name a layer that the image does not have.
@@ -263,16 +295,12 @@ func (s *Service) arrive(id string, a *arrival, ref registry.Ref, w Wanted) {
 	release, err := s.bringParts(ctx, a, ref, w)
 	if err != nil { // before anybody hears of it, and asks for the next layer
 		s.leaveTo(ctx, id, w, err)
-		s.arrivals.failed(id, a)
 	} else {
 		s.ours(id)
 	}
 	close(working)
 	a.err = err
-	close(a.done)
-	if a.parts == nil {
-		close(a.known)
-	}
+	s.arrivals.finish(id, a)
 	select {
 	case <-a.over:
 	case <-s.base.Done():
@@ -298,17 +326,18 @@ func (s *Service) bringParts(ctx context.Context, a *arrival, ref registry.Ref, 
 	}
 	parts := make([]*part, len(img.Manifest.Layers))
 	for i, l := range img.Manifest.Layers {
-		parts[i] = &part{blob: l.Digest, diffID: img.Config.RootFS.DiffIDs[i], there: make(chan struct{})}
+		p := &part{blob: l.Digest, diffID: img.Config.RootFS.DiffIDs[i], there: make(chan struct{})}
+		if j := slices.IndexFunc(parts[:i], func(q *part) bool { return q.blob == p.blob && q.diffID == p.diffID }); j >= 0 {
+			p = parts[j]
+		}
+		parts[i] = p
 	}
 	if len(parts) == 0 {
 		return nothing, fmt.Errorf("%w: it has none at all", errNoPart)
 	}
 	release = s.pin(img, by)
 	a.expect(Wanted{w.Ref, img.Desc.Digest}, parts)
-	row, err := s.bringIn(ctx, img, by, bringing{asked: ref.WithDigest("").String(), there: func(i int, key string) {
-		parts[i].key = key
-		close(parts[i].there)
-	}}, untold)
+	row, err := s.bringIn(ctx, img, by, bringing{asked: ref.WithDigest("").String(), there: func(i int, key string) { parts[i].readable(key) }}, untold)
 	if err != nil {
 		return release, err
 	}
@@ -339,13 +368,16 @@ func (s *Service) arrived(a *arrival, ref registry.Ref, w Wanted) (release func(
 	release = s.pinNames(m.Layers...)
 	var parts []*part
 	err = s.db.View(func(tx *bolt.Tx) error {
-		for _, key := range m.Layers {
+		for i, key := range m.Layers {
 			var l layerRow
 			if err := get(tx, "layers", key, &l); err != nil || l.Lied {
 				return errNoPart
 			}
-			p := &part{blob: l.Desc.Digest, diffID: l.DiffID, key: key, there: make(chan struct{})}
-			close(p.there)
+			if slices.Contains(m.Layers[:i], key) {
+				continue
+			}
+			p := &part{blob: l.Desc.Digest, diffID: l.DiffID, there: make(chan struct{})}
+			p.readable(key)
 			parts = append(parts, p)
 		}
 		if len(parts) == 0 {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
+	"github.com/snapfs/snapfs/internal/images/imagestest"
 	"github.com/snapfs/snapfs/layers"
 )
 
@@ -33,7 +34,7 @@ func (b *book) mount(l ...Layer) (Mounted, string) {
 
 func TestMount(t *testing.T) {
 	b := newBook(t)
-	im := b.hub.push(t, "a", gzipTar, native, files(1, "a", 10), files(2, "b", 10), files(3, "c", 10))
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10), imagestest.Files(2, "b", 10), imagestest.Files(3, "c", 10))
 	all := b.take(im)
 	whole, file := b.mount(all...)
 	if !strings.HasSuffix(file, sealedSuffix+".erofs") {
@@ -65,7 +66,7 @@ func TestMount(t *testing.T) {
 // goes.
 func TestMountedStays(t *testing.T) {
 	b := newBook(t)
-	im := b.hub.push(t, "a", gzipTar, native, files(1, "a", 10), files(2, "b", 10))
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10), imagestest.Files(2, "b", 10))
 	all := b.take(im)
 	b.done()
 	b.settle()
@@ -89,7 +90,7 @@ func TestMountedStays(t *testing.T) {
 // TestMountAfterLoss: what an unclean boot has cost is fetched again.
 func TestMountAfterLoss(t *testing.T) {
 	b := newBook(t)
-	im := b.hub.push(t, "a", gzipTar, native, files(1, "a", 10), files(2, "b", 10))
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10), imagestest.Files(2, "b", 10))
 	all := b.take(im)
 	b.done()
 	b.settle()
@@ -117,14 +118,14 @@ func TestMountAfterLoss(t *testing.T) {
 		t.Fatalf("Mount = %+v, %v", m, err)
 	}
 	for i, want := range []int{1, 2} {
-		if n := b.hub.got(string(all[i].Blob)); n != want {
+		if n := b.hub.Got(string(all[i].Blob)); n != want {
 			t.Errorf("layer %d was fetched %d times, want %d", i, n, want)
 		}
 	}
 	b.done()
 	b.settle()
 	lose()
-	b.hub.misbehave(func(w http.ResponseWriter, _ *http.Request) bool {
+	b.hub.Misbehave(func(w http.ResponseWriter, _ *http.Request) bool {
 		w.WriteHeader(http.StatusForbidden)
 		return true
 	})
@@ -133,13 +134,13 @@ func TestMountAfterLoss(t *testing.T) {
 			t.Fatalf("nobody has the layer: %v", err)
 		}
 	}
-	b.hub.misbehave(nil)
+	b.hub.Misbehave(nil)
 	b.mount(all...) // the same mount, later
 }
 
 func TestQuarantinedImage(t *testing.T) {
 	b := newBook(t)
-	im := b.hub.push(t, "a", gzipTar, native, files(1, "a", 10), files(2, "b", 10))
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10), imagestest.Files(2, "b", 10))
 	all := b.take(im)
 	b.done()
 	b.settle()
@@ -150,7 +151,7 @@ func TestQuarantinedImage(t *testing.T) {
 	if _, err := b.Mount(t.Context(), Stack{Layers: all}); !errors.Is(err, ErrQuarantined) {
 		t.Errorf("Mount of a quarantined image: %v", err)
 	}
-	if _, err := b.Pull(t.Context(), control.PullArgs{Ref: im.ref}, nil); err != nil {
+	if _, err := b.Pull(t.Context(), control.PullArgs{Ref: im.Ref}, nil); err != nil {
 		t.Fatal(err)
 	}
 	b.mount(all...)
@@ -160,33 +161,33 @@ func TestQuarantinedImage(t *testing.T) {
 // TestNamedToo: an image that has a name here, too, outlives either.
 func TestNamedToo(t *testing.T) {
 	b := newBook(t)
-	im := b.hub.push(t, "a", gzipTar, native, files(1, "a", 10))
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10))
 	all := b.take(im)
 	b.done()
 	b.settle()
 	pull := func() {
 		t.Helper()
-		if _, err := b.Pull(t.Context(), control.PullArgs{Ref: im.ref, Policy: PullMissing}, nil); err != nil {
+		if _, err := b.Pull(t.Context(), control.PullArgs{Ref: im.Ref, Policy: PullMissing}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	pull()
-	if n := b.hub.got(string(all[0].Blob)); n != 1 {
+	if n := b.hub.Got(string(all[0].Blob)); n != 1 {
 		t.Errorf("the layer was fetched %d times", n)
 	}
-	if _, err := b.Remove(t.Context(), []string{im.ref}, false); err != nil {
+	if _, err := b.Remove(t.Context(), []string{im.Ref}, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Find(im.ref); err != nil || !b.knownLayer(all[0].Key) {
+	if _, err := b.Find(im.Ref); err != nil || !b.knownLayer(all[0].Key) {
 		t.Errorf("snapshots hold it: %v", err)
 	}
 	pull()
 	b.hold()
 	b.collect1()
-	if k, err := b.Get(im.ref); err != nil || !b.usable(&k.manifestRow) {
+	if k, err := b.Get(im.Ref); err != nil || !b.usable(&k.manifestRow) {
 		t.Errorf("it has a name: %v", err)
 	}
-	if _, err := b.Remove(t.Context(), []string{im.ref}, false); err != nil {
+	if _, err := b.Remove(t.Context(), []string{im.Ref}, false); err != nil {
 		t.Fatal(err)
 	}
 	b.nothing()
@@ -195,8 +196,8 @@ func TestNamedToo(t *testing.T) {
 // TestCutOff: a process that dies in the middle leaves nothing.
 func TestCutOff(t *testing.T) {
 	b := newBook(t)
-	im := b.hub.push(t, "a", gzipTar, native, files(1, "a", 10), files(2, "b", 10))
-	_, open := b.hub.gate(im.manifest.Layers[1].Digest)
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10), imagestest.Files(2, "b", 10))
+	_, open := b.hub.Gate(im.Manifest.Layers[1].Digest)
 	defer open()
 	if _, release, err := b.layer(im, 0); err != nil {
 		t.Fatal(err)
@@ -210,8 +211,8 @@ func TestCutOff(t *testing.T) {
 	other := &book{TB: t, root: dead, hub: b.hub, mounter: b.mounter, events: b.events}
 	other.open()
 	defer other.shut()
-	if other.knownLayer(ownKey(im.manifest.Layers[0])) {
-		other.waitFor(func() bool { return !other.knownLayer(ownKey(im.manifest.Layers[0])) })
+	if other.knownLayer(ownKey(im.Manifest.Layers[0])) {
+		other.waitFor(func() bool { return !other.knownLayer(ownKey(im.Manifest.Layers[0])) })
 	}
 	other.collect1() // waits for the one that is under way
 	other.nothing()
@@ -234,8 +235,8 @@ func TestCompletes(t *testing.T) {
 	b := newBook(t)
 	b.Options.Complete = true
 	b.pace = pace{look: time.Millisecond, quiet: 20 * time.Millisecond, none: time.Hour, most: time.Hour}
-	read := files(2, "b", 30)
-	im := b.hub.push(t, "a", eStargz, native, files(1, "a", 10), read)
+	read := imagestest.Files(2, "b", 30)
+	im := b.hub.Push(t, "a", imagestest.EStargz, imagestest.Native, imagestest.Files(1, "a", 10), read)
 	all := b.take(im)
 	b.done()
 	b.settle()
@@ -244,7 +245,7 @@ func TestCompletes(t *testing.T) {
 	var seen []event
 	for i := 1; !slices.ContainsFunc(seen, func(e event) bool { return e.Action == events.Seal }); i++ {
 		if i < len(read) {
-			if _, err := b.opt.Files.ReadAt(ctx, layers.SumOf(read[i].data), make([]byte, 10), 0); err != nil && err != io.EOF {
+			if _, err := b.opt.Files.ReadAt(ctx, layers.SumOf(read[i].Data), make([]byte, 10), 0); err != nil && err != io.EOF {
 				t.Fatal(err)
 			}
 		}
@@ -258,13 +259,13 @@ func TestCompletes(t *testing.T) {
 			t.Fatalf("it does not complete: %v", seen)
 		}
 	}
-	if p := b.profile(im.desc.Digest); p == nil || p.Starts != 1 || len(p.Items) == 0 {
+	if p := b.profile(im.Desc.Digest); p == nil || p.Starts != 1 || len(p.Items) == 0 {
 		t.Errorf("profile %+v", p)
 	}
 	if _, sealed := b.mount(all...); sealed == unsealed {
 		t.Errorf("%s is mounted once more", sealed)
 	}
-	if k, err := b.Find(im.ref); err != nil || len(b.incomplete(k.Layers)) > 0 {
+	if k, err := b.Find(im.Ref); err != nil || len(b.incomplete(k.Layers)) > 0 {
 		t.Errorf("not complete: %v", err)
 	}
 }
@@ -274,7 +275,7 @@ func TestCompletesStack(t *testing.T) {
 	b := newBook(t)
 	b.Options.Complete = true
 	b.pace = pace{look: time.Millisecond, none: time.Millisecond, most: time.Millisecond}
-	im := b.hub.push(t, "a", eStargz, native, files(1, "a", 10), files(2, "b", 10))
+	im := b.hub.Push(t, "a", imagestest.EStargz, imagestest.Native, imagestest.Files(1, "a", 10), imagestest.Files(2, "b", 10))
 	all := b.take(im)
 	b.done()
 	b.settle()

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/snapfs/snapfs/internal/images/imagestest"
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/objects"
 )
@@ -23,9 +24,9 @@ func (b *book) usage(l Layer) objects.Space {
 
 func TestUsage(t *testing.T) {
 	b := newBook(t)
-	shared, own := files(1, "a", 40), files(2, "b", 40)
-	one := b.hub.push(t, "one", gzipTar, native, shared)
-	two := b.hub.push(t, "two", gzipTar, native, slices.Concat(shared, own))
+	shared, own := imagestest.Files(1, "a", 40), imagestest.Files(2, "b", 40)
+	one := b.hub.Push(t, "one", imagestest.Gzip, imagestest.Native, shared)
+	two := b.hub.Push(t, "two", imagestest.Gzip, imagestest.Native, slices.Concat(shared, own))
 	l1 := b.take(one)[0]
 	alone := b.usage(l1)
 	if alone.Bytes == 0 || alone.Files == 0 {
@@ -63,15 +64,15 @@ func TestUsage(t *testing.T) {
 // TestUsageOfParts: of what is lazily there only that counts which is there.
 func TestUsageOfParts(t *testing.T) {
 	b := newBook(t)
-	big := reg("big", noise(7, 1<<20))
-	im := b.hub.push(t, "a", eStargz, native, []file{big})
+	big := imagestest.Reg("big", imagestest.Noise(7, 1<<20))
+	im := b.hub.Push(t, "a", imagestest.EStargz, imagestest.Native, []imagestest.File{big})
 	l := b.take(im)[0]
 	b.done()
 	before := b.usage(l)
 	if before.Bytes > 100<<10 {
 		t.Errorf("nothing was read, and there are %d bytes", before.Bytes)
 	}
-	if _, err := b.opt.Files.ReadAt(t.Context(), layers.SumOf(big.data), make([]byte, 1), 0); err != nil {
+	if _, err := b.opt.Files.ReadAt(t.Context(), layers.SumOf(big.Data), make([]byte, 1), 0); err != nil {
 		t.Fatal(err)
 	}
 	b.waitFor(func() bool { return b.usage(l).Bytes >= before.Bytes+64<<10 })
