@@ -311,7 +311,7 @@ func (s *Service) arrive(id string, a *arrival, ref registry.Ref, w Wanted) {
 
 // bringParts makes the layers of an image readable, and the image known.
 func (s *Service) bringParts(ctx context.Context, a *arrival, ref registry.Ref, w Wanted) (release func(), err error) {
-	if release, ok, err := s.arrived(a, ref, w); ok || err != nil {
+	if release, ok, err := s.arrived(a, w); ok || err != nil {
 		return release, err
 	}
 	defer s.worked.Store(true)
@@ -337,7 +337,7 @@ func (s *Service) bringParts(ctx context.Context, a *arrival, ref registry.Ref, 
 	}
 	release = s.pin(img, by)
 	a.expect(Wanted{w.Ref, img.Desc.Digest}, parts)
-	row, err := s.bringIn(ctx, img, by, bringing{asked: ref.WithDigest("").String(), there: func(i int, key string) { parts[i].readable(key) }}, untold)
+	row, err := s.bringIn(ctx, img, by, bringing{asked: canonical(w.Ref), there: func(i int, key string) { parts[i].readable(key) }}, untold)
 	if err != nil {
 		return release, err
 	}
@@ -356,7 +356,7 @@ func (a *arrival) expect(of Wanted, parts []*part) {
 
 // arrived answers out of the book, without the network, for a manifest that is
 // known whole.
-func (s *Service) arrived(a *arrival, ref registry.Ref, w Wanted) (release func(), ok bool, err error) {
+func (s *Service) arrived(a *arrival, w Wanted) (release func(), ok bool, err error) {
 	release = func() {}
 	var m manifestRow
 	if w.Manifest == "" || s.db.View(func(tx *bolt.Tx) error { return get(tx, "manifests", string(w.Manifest), &m) }) != nil {
@@ -385,7 +385,7 @@ func (s *Service) arrived(a *arrival, ref registry.Ref, w Wanted) (release func(
 		}
 		return nil
 	})
-	if name := ref.WithDigest("").String(); err == nil && (len(m.Asked) == 0 || m.Asked[len(m.Asked)-1] != name) {
+	if name := canonical(w.Ref); err == nil && (len(m.Asked) == 0 || m.Asked[len(m.Asked)-1] != name) {
 		err = s.db.Update(func(tx *bolt.Tx) error {
 			return change(tx, "manifests", string(w.Manifest), func(m *manifestRow) { m.ask(name) })
 		})

@@ -359,3 +359,15 @@ func (b *book) nothing() {
 		b.Errorf("left in the store: %+v, %v", u, err)
 	}
 }
+
+func TestCanonical(t *testing.T) {
+	d := "@sha256:" + strings.Repeat("a", 64)
+	for name, want := range map[string]string{
+		"redis": "docker.io/library/redis:latest", "redis:7": "docker.io/library/redis:7", "redis:7" + d: "docker.io/library/redis:7",
+		"docker.io/library/redis" + d: "docker.io/library/redis" + d, "Redis": "", "": "",
+	} {
+		if got := canonical(name); got != want {
+			t.Errorf("canonical(%q) = %q, want %q", name, got, want)
+		}
+	}
+}

@@ -67,13 +67,17 @@ func (s *Service) Find(name string) (*Known, error) {
 	return found[len(found)-1], nil
 }
 
-// canonical is a reference as the book has it, without a digest; "" if it is none.
+// canonical is a reference as the book has it; "" if it is none. Of tag and digest
+// the tag is what it is called by.
 func canonical(name string) string {
 	ref, err := registry.ParseRef(name)
-	if err != nil {
+	switch {
+	case err != nil:
 		return ""
+	case ref.Tag != "":
+		ref.Digest = ""
 	}
-	return ref.WithDigest("").String()
+	return ref.String()
 }
 
 // matchesDigest tells whether name is the digest, or begins its hex digits.
