@@ -74,7 +74,7 @@ func TestOnlyOneImporter(t *testing.T) {
 		// internal/telemetry listens for scrapers and sends spans, if it is configured to.
 		"github.com/vishvananda/netlink": {module + "/internal/network", module + "/integration"},
 		"github.com/google/nftables":     {module + "/internal/network"},
-		"net/http":                       {module + "/layers/registry", module + "/internal/telemetry", module + "/bench/"},
+		"net/http":                       {module + "/layers/registry", module + "/internal/telemetry", module + "/internal/images/imagestest", module + "/bench/"},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./...").Output()
 		if err != nil {

@@ -175,7 +175,7 @@ func (c *containerd) open() (err error) {
 	}
 	c.snapshots, err = snapshotter.New(snapshotter.Options{
 		Root: filepath.Join(c.d.c.Root, snapshotsDir, c.Name), Run: filepath.Join(c.d.c.Run, run),
-		Layers: &book{c: c}, Mapper: mapper{c.d.w}, Held: c.held, Log: c.log,
+		Layers: newBook(c), Mapper: mapper{c.d.w}, Held: c.held, Log: c.log,
 	})
 	if err != nil {
 		return err

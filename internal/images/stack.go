@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	iofs "io/fs"
@@ -20,7 +21,7 @@ type Stack struct {
 
 // An IDMap shifts owners; the zero value shifts nothing.
 type IDMap struct {
-	UID, GID string // CONTAINER:HOST:SIZE, several with commas
+	UID, GID string // CONTAINER:HOST:SIZE, several with commas; "": these are not shifted
 }
 
 // Mounted is where a stack is mounted: a lower directory for overlayfs, and the
@@ -66,7 +67,8 @@ func (s *Service) mountTree(ctx context.Context, name, path string, m IDMap) (st
 	if m == (IDMap{}) {
 		return s.Mounter.MountImage(ctx, name, path)
 	}
-	shift, err := mounts.ParseIDMap(m.UID, m.GID)
+	const none = "0:0:4294967295"
+	shift, err := mounts.ParseIDMap(cmp.Or(m.UID, none), cmp.Or(m.GID, none))
 	if err != nil {
 		return "", err
 	}

@@ -52,7 +52,10 @@ func TestMount(t *testing.T) {
 	if err != nil || mapped.Dir == whole.Dir {
 		t.Errorf("with shifted owners: %+v, %v", mapped, err)
 	}
-	for _, m := range []IDMap{{"0:1", "0:1:1"}, {"0:1:1", ""}, {"1:1:1", "0:0:1"}} {
+	if _, err := b.Mount(t.Context(), Stack{Layers: all, Map: IDMap{UID: "0:100000:65536"}}); err != nil {
+		t.Errorf("with the owners shifted, and not the groups: %v", err)
+	}
+	for _, m := range []IDMap{{"0:1", "0:1:1"}, {"0:1:1", "x"}, {"1:1:1", "0:0:1"}} {
 		if _, err := b.Mount(t.Context(), Stack{Layers: all, Map: m}); err == nil {
 			t.Errorf("owners shifted by %+v", m)
 		}

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/snapfs/snapfs/internal/images"
@@ -41,6 +43,12 @@ func (e notOurs) Is(target error) bool {
 // Mount is [images.Service.Mount].
 func (l Layers) Mount(ctx context.Context, s snapshotter.Stack) (snapshotter.Mounted, error) {
 	m, err := l.Book.Mount(ctx, stack(s))
+	switch {
+	case errors.Is(err, images.ErrQuarantined):
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, fs.ErrInvalid):
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	return snapshotter.Mounted(m), err
 }
 
