@@ -1,8 +1,13 @@
 package snapshotter
 
 import (
+	"context"
 	"fmt"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -77,6 +82,38 @@ func BenchmarkContainer(b *testing.B) {
 				b.ReportMetric(at(0.99), "ms-p99")
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
 			})
+		}
+	}
+}
+
+// BenchmarkFind is how containerd finds a layer that was committed in Prepare,
+// once for each layer of an image, among 3000 others.
+func BenchmarkFind(b *testing.B) {
+	s := newSnapshotter(b, Options{Layers: noLayers{}})
+	labels := map[string]string{
+		"containerd.io/snapshot/cri.image-ref":       "registry.example/some/where/image:latest",
+		"containerd.io/snapshot/cri.manifest-digest": digest.FromString("m").String(),
+		"containerd.io/snapshot/cri.layer-digest":    digest.FromString("l").String(),
+		"containerd.io/snapshot/cri.image-layers":    strings.Repeat(digest.FromString("l").String()+",", 20),
+	}
+	var wg sync.WaitGroup
+	for i := range 3000 {
+		wg.Go(func() {
+			r := row{Target: digest.FromString(fmt.Sprint(i))}
+			labels := maps.Clone(labels)
+			labels[snapshots.LabelSnapshotRef] = r.Target.String()
+			if err := s.commitHeld(b.Context(), snapshots.Info{Name: fmt.Sprint("key", i), Labels: labels}, r); !errdefs.IsAlreadyExists(err) {
+				b.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for n := 0; b.Loop(); n++ {
+		found := 0
+		filter := fmt.Sprintf(`labels.%q==%s,parent==%q`, snapshots.LabelSnapshotRef, digest.FromString(fmt.Sprint(n%3000)), "")
+		err := s.Walk(b.Context(), func(context.Context, snapshots.Info) error { found++; return nil }, filter)
+		if err != nil || found != 1 {
+			b.Fatalf("%d found, %v", found, err)
 		}
 	}
 }

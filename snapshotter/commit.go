@@ -70,13 +70,14 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return full(err)
 	}
+	base.Kind = snapshots.KindCommitted
 	switch {
 	case held:
-		s.index.hold(a.id, a.row)
+		s.index.put(a.id, base, &a.row)
 		s.reaper.add(s.dir(a.id))
 		s.Stats.Held.Add(1)
 	default:
-		s.index.dir(a.id, chainID(base))
+		s.index.put(a.id, base, nil)
 		if a.staged && written {
 			s.Stats.Unstaged.Add(1)
 			if s.unstaged.Swap(time.Now().Unix()) == 0 {

@@ -262,8 +262,8 @@ func removeAll(t testing.TB, s *Snapshotter) {
 	if h, err := s.Held(t.Context()); err != nil || len(h.Layers)+len(h.Stacks) > 0 {
 		t.Errorf("held: %v, %v", h, err)
 	}
-	if len(s.index.held)+len(s.index.dirs)+len(s.index.chain)+len(s.index.chains)+len(s.index.pending) > 0 {
-		t.Errorf("index: %v %v %v %v %v", s.index.held, s.index.dirs, s.index.chain, s.index.chains, s.index.pending)
+	if len(s.index.byID)+len(s.index.byRef)+len(s.index.chains)+len(s.index.pending) > 0 {
+		t.Errorf("index: %v %v %v %v", s.index.byID, s.index.byRef, s.index.chains, s.index.pending)
 	}
 }
 

@@ -2,33 +2,100 @@ package snapshotter
 
 import (
 	"maps"
+	"slices"
 	"sync"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 )
 
 // An index is what is asked of the database by something else than the name of
 // a snapshot. It follows the database, so it may be late: it advises, and what it
-// has advised is checked where the database is changed.
+// has advised is checked where the database is read or changed.
 type index struct {
-	mu   sync.Mutex
-	held map[string]row // by ID of the snapshot
-	// dirs are the chain IDs that snapshots have, or will have, as a directory.
-	dirs  map[digest.Digest]int
-	chain map[string]digest.Digest // which one: by ID of the snapshot
-
-	// chains of committed snapshots, by ID. They never change.
-	chains map[string]chain
+	mu     sync.Mutex
+	byID   map[string]labelled
+	byRef  map[string]map[string]labelled // label, ID
+	chains map[string]chain               // of committed snapshots, by ID; they never change
 
 	pending map[*needs]struct{} // of snapshots that are being made
 }
 
+// labelled is an active or committed snapshot that has a chain ID for a label.
+type labelled struct {
+	name, ref string
+	held      digest.Digest // the chain ID that the book holds it as; "": it is a directory
+}
+
 func (x *index) init() {
-	x.held = make(map[string]row)
-	x.dirs = make(map[digest.Digest]int)
-	x.chain = make(map[string]digest.Digest)
+	x.byID = make(map[string]labelled)
+	x.byRef = make(map[string]map[string]labelled)
 	x.chains = make(map[string]chain)
 	x.pending = make(map[*needs]struct{})
+}
+
+// put notes what a snapshot is now. r is nil if the book does not hold it.
+func (x *index) put(id string, info snapshots.Info, r *row) {
+	l := labelled{name: info.Name, ref: info.Labels[snapshots.LabelSnapshotRef]}
+	if r != nil {
+		l.held = r.Target
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.drop(id)
+	if l.ref == "" || info.Kind == snapshots.KindView {
+		return
+	}
+	x.byID[id] = l
+	if x.byRef[l.ref] == nil {
+		x.byRef[l.ref] = make(map[string]labelled)
+	}
+	x.byRef[l.ref][id] = l
+}
+
+// forget is for removed snapshots.
+func (x *index) forget(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.drop(id)
+	delete(x.chains, id)
+}
+
+func (x *index) drop(id string) {
+	l, ok := x.byID[id]
+	if !ok {
+		return
+	}
+	delete(x.byID, id)
+	delete(x.byRef[l.ref], id)
+	if len(x.byRef[l.ref]) == 0 {
+		delete(x.byRef, l.ref)
+	}
+}
+
+// onlyHeld says whether every snapshot that has this chain ID, and there is one,
+// is held by the book.
+func (x *index) onlyHeld(chain digest.Digest) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	all := x.byRef[chain.String()]
+	for _, l := range all {
+		if l.held != chain {
+			return false
+		}
+	}
+	return len(all) > 0
+}
+
+// names are those of snapshots with a label.
+func (x *index) names(ref string) (all []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, l := range x.byRef[ref] {
+		all = append(all, l.name)
+	}
+	slices.Sort(all)
+	return all
 }
 
 func (x *index) chainOf(id string) (c chain, ok bool) {
@@ -76,59 +143,4 @@ func (x *index) waiting() (all []needs) {
 		all = append(all, *n)
 	}
 	return all
-}
-
-// hold notes what the book holds for a snapshot.
-func (x *index) hold(id string, r row) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.drop(id)
-	x.held[id] = r
-}
-
-// dir notes that a snapshot has the layer with this chain ID as a directory.
-func (x *index) dir(id string, chain digest.Digest) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.drop(id)
-	if chain != "" {
-		x.chain[id] = chain
-		x.dirs[chain]++
-	}
-}
-
-// forget is for removed snapshots.
-func (x *index) forget(id string) (held bool) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	_, held = x.held[id]
-	x.drop(id)
-	return held
-}
-
-func (x *index) drop(id string) {
-	delete(x.held, id)
-	delete(x.chains, id)
-	if chain, ok := x.chain[id]; ok {
-		delete(x.chain, id)
-		if x.dirs[chain]--; x.dirs[chain] == 0 {
-			delete(x.dirs, chain)
-		}
-	}
-}
-
-// onlyHeld says whether every snapshot that has this chain ID, and there is one,
-// is held by the book.
-func (x *index) onlyHeld(chain digest.Digest) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.dirs[chain] > 0 {
-		return false
-	}
-	for _, r := range x.held {
-		if r.Target == chain {
-			return true
-		}
-	}
-	return false
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"strconv"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -28,18 +30,43 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, paths ...
 	if err := check(info); err != nil {
 		return updated, err
 	}
-	err = s.store.update(ctx, func(ctx context.Context, _ *bolt.Tx) error {
-		updated, err = storage.UpdateInfo(ctx, info, paths...)
+	var (
+		id   string
+		r    row
+		held bool
+	)
+	err = s.store.update(ctx, func(ctx context.Context, tx *bolt.Tx) error {
+		if updated, err = storage.UpdateInfo(ctx, info, paths...); err != nil {
+			return err
+		}
+		if id, updated, _, err = storage.GetInfo(ctx, info.Name); err != nil {
+			return err
+		}
+		r, held, err = rowOf(tx, id)
 		return err
 	})
-	return updated, full(err)
+	switch {
+	case err != nil:
+		return snapshots.Info{}, full(err)
+	case held:
+		s.index.put(id, updated, &r)
+	default:
+		s.index.put(id, updated, nil)
+	}
+	return updated, nil
 }
 
 // Walk calls fn for what every filter of one of filters matches. fn may call any
 // method: there is no transaction open, and what was removed meanwhile is shown still.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
-	var all []snapshots.Info
-	err := s.store.view(ctx, func(ctx context.Context, _ *bolt.Tx) error {
+	all, err := s.find(ctx, filters)
+	if err != nil {
+		return err
+	}
+	if len(all) > 0 {
+		return each(ctx, all, fn)
+	}
+	err = s.store.view(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			all = append(all, info)
 			return nil
@@ -48,6 +75,10 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	if err != nil {
 		return err
 	}
+	return each(ctx, all, fn)
+}
+
+func each(ctx context.Context, all []snapshots.Info, fn snapshots.WalkFunc) error {
 	for _, info := range all {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -57,6 +88,36 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 		}
 	}
 	return nil
+}
+
+// findLayer is the filter by which containerd looks for what Prepare said was
+// there, once for each layer (core/metadata/snapshot.go createSnapshot).
+var findLayer = regexp.MustCompile(`^labels\."containerd\.io/snapshot\.ref"==([A-Za-z0-9:]+),parent==("(?:[^"\\]|\\.)*")$`)
+
+// find answers that filter without reading all snapshots, of which a node may
+// have thousands. If there is nothing it does not know.
+func (s *Snapshotter) find(ctx context.Context, filters []string) (all []snapshots.Info, err error) {
+	if len(filters) != 1 {
+		return nil, nil
+	}
+	m := findLayer.FindStringSubmatch(filters[0])
+	if m == nil {
+		return nil, nil
+	}
+	parent, err := strconv.Unquote(m[2])
+	if err != nil {
+		return nil, nil // containerd's filters have words for it
+	}
+	err = s.store.view(ctx, func(ctx context.Context, _ *bolt.Tx) error {
+		for _, name := range s.index.names(m[1]) {
+			_, info, _, err := storage.GetInfo(ctx, name)
+			if err == nil && info.Parent == parent && info.Labels[snapshots.LabelSnapshotRef] == m[1] {
+				all = append(all, info)
+			}
+		}
+		return nil
+	})
+	return all, err
 }
 
 // Usage is what a snapshot takes on disk now, without its parents. An object

@@ -13,15 +13,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// chainID is the chain ID that a snapshot is labelled with, if it is one.
-func chainID(info snapshots.Info) digest.Digest {
-	d, err := digest.Parse(info.Labels[snapshots.LabelSnapshotRef])
-	if err != nil {
-		return ""
-	}
-	return d
-}
-
 // lazily prepares a layer that need not be unpacked, in one of two ways.
 //
 // If the parent is named, or there is none, the layer is committed under its
@@ -138,7 +129,7 @@ func heldName(ctx context.Context, target digest.Digest, parent string) (name st
 // commitHeld commits a layer that is held. It has no directory. The error is
 // ErrAlreadyExists if that worked.
 func (s *Snapshotter) commitHeld(ctx context.Context, info snapshots.Info, r row) error {
-	var id string
+	var id, name string
 	err := s.store.update(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		if info.Parent != "" {
 			pid, _, _, err := storage.GetInfo(ctx, info.Parent)
@@ -149,8 +140,8 @@ func (s *Snapshotter) commitHeld(ctx context.Context, info snapshots.Info, r row
 				return fmt.Errorf("parent %q was replaced: %w", info.Parent, errdefs.ErrNotFound)
 			}
 		}
-		name, exists := heldName(ctx, r.Target, info.Parent)
-		if exists {
+		var exists bool
+		if name, exists = heldName(ctx, r.Target, info.Parent); exists {
 			return fmt.Errorf("snapshot of %s: %w", r.Target, errdefs.ErrAlreadyExists)
 		}
 		labels := snapshots.WithLabels(info.Labels)
@@ -170,7 +161,8 @@ func (s *Snapshotter) commitHeld(ctx context.Context, info snapshots.Info, r row
 	if err != nil {
 		return full(err)
 	}
-	s.index.hold(id, r)
+	info.Name, info.Kind = name, snapshots.KindCommitted
+	s.index.put(id, info, &r)
 	s.Stats.Held.Add(1)
 	return fmt.Errorf("snapshot of %s: %w", r.Target, errdefs.ErrAlreadyExists)
 }

@@ -163,11 +163,7 @@ func (s *Snapshotter) insert(ctx context.Context, info snapshots.Info, c chain, 
 	if err != nil {
 		return "", err
 	}
-	if r != nil {
-		s.index.hold(id, *r)
-	} else {
-		s.index.dir(id, chainID(info))
-	}
+	s.index.put(id, info, r)
 	return id, nil
 }
 

@@ -64,9 +64,9 @@ func (s *Snapshotter) recover() error {
 			ids[id] = true
 			r, held := rows[id]
 			if held {
-				s.index.hold(id, r)
-			} else if info.Kind != snapshots.KindView {
-				s.index.dir(id, chainID(info))
+				s.index.put(id, info, &r)
+			} else {
+				s.index.put(id, info, nil)
 			}
 			return s.remake(ctx, tx, id, info, held)
 		})
