@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -39,7 +41,9 @@ type Options struct {
 	// After is told of every call of one message that has ended, with what was
 	// asked and answered; nil: nobody is.
 	After func(ctx context.Context, method string, req, resp any, err error)
-	Log   *slog.Logger // nil: discard
+	// Unknown answers, by the name of a service, its methods that are not registered.
+	Unknown map[string]grpc.StreamHandler
+	Log     *slog.Logger // nil: discard
 }
 
 // A Server is a gRPC server that serves once.
@@ -83,7 +87,11 @@ func New(o Options) *Server {
 func (s *Server) Without(why error) { s.missing = why }
 
 // unknown answers what no service answers.
-func (s *Server) unknown(any, grpc.ServerStream) error {
+func (s *Server) unknown(srv any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	if h := s.o.Unknown[path.Dir(strings.TrimPrefix(method, "/"))]; h != nil {
+		return h(srv, stream)
+	}
 	if s.missing != nil {
 		return status.Error(codes.Unavailable, s.missing.Error())
 	}
