@@ -38,7 +38,6 @@ var rules = []struct{ from, not, why string }{
 	{"cmd/snapctl", "go.opentelemetry.io", "snapctl starts in two milliseconds"},
 	{"cmd/snapd", "github.com/grpc-ecosystem", "spans go by HTTP: gRPC and its gateway are 5.5 MB of snapd, and 4 MB of memory in each process"},
 	{"cmd/snapd", "k8s.io", "the kubelet's messages pass as bytes; only tests know its types"},
-	{"internal/credentials", "google.golang.org/grpc", "internal/cri speaks with the kubelet"},
 	{"cmd/snapd", "github.com/prometheus", "metrics are written without a library, and only tests read them with one"},
 	{"cmd/snapctl", "google.golang.org/grpc", "snapctl starts in two milliseconds"},
 	{"cmd/snapctl", "github.com/containerd/containerd", "snapctl starts in two milliseconds"},

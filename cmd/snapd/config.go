@@ -34,15 +34,16 @@ type Config struct {
 	// Default /snapfs, so that one limit there bounds them all.
 	CgroupParent string `toml:"cgroup_parent"`
 
-	Log        LogConfig          `toml:"log"`
-	Containerd []ContainerdConfig `toml:"containerd"`
-	Registry   RegistryConfig     `toml:"registry"`
-	Pull       PullConfig         `toml:"pull"`
-	Index      IndexConfig        `toml:"index"`
-	Disk       DiskConfig         `toml:"disk"`
-	Network    NetworkConfig      `toml:"network"`
-	Metrics    MetricsConfig      `toml:"metrics"`
-	Tracing    TracingConfig      `toml:"tracing"`
+	Log         LogConfig          `toml:"log"`
+	Containerd  []ContainerdConfig `toml:"containerd"`
+	Registry    RegistryConfig     `toml:"registry"`
+	Credentials CredentialsConfig  `toml:"credentials"`
+	Pull        PullConfig         `toml:"pull"`
+	Index       IndexConfig        `toml:"index"`
+	Disk        DiskConfig         `toml:"disk"`
+	Network     NetworkConfig      `toml:"network"`
+	Metrics     MetricsConfig      `toml:"metrics"`
+	Tracing     TracingConfig      `toml:"tracing"`
 }
 
 // LogConfig says what is logged; always to standard error.
@@ -169,9 +170,10 @@ func DefaultConfig() Config {
 			ConnectTimeout: Duration(10 * time.Second),
 			StallTimeout:   Duration(15 * time.Second),
 		},
-		Pull:  PullConfig{Complete: true},
-		Index: IndexConfig{Trust: trustSigned},
-		Disk:  DiskConfig{Reserve: 1 << 30},
+		Credentials: CredentialsConfig{ProviderTimeout: Duration(20 * time.Second)},
+		Pull:        PullConfig{Complete: true},
+		Index:       IndexConfig{Trust: trustSigned},
+		Disk:        DiskConfig{Reserve: 1 << 30},
 
 		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto},
 	}
@@ -256,7 +258,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := cmp.Or(c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.validateContainerds()); err != nil {
+	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.validateContainerds()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 
 	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/cri"
 	"github.com/snapfs/snapfs/internal/rpc"
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/internal/telemetry"
@@ -127,6 +129,7 @@ type containerd struct {
 	d         *daemon
 	log       *slog.Logger
 	server    *rpc.Server
+	cri       *cri.Proxy // nil: it is not asked for
 	listener  supervisor.Listener
 	snapshots *snapshotter.Snapshotter
 	content   *blobs.Store
@@ -149,7 +152,9 @@ func (d *daemon) openContainerds() error {
 			continue
 		}
 		c := &containerd{ContainerdConfig: e, d: d, listener: d.w.Sockets[i], log: d.log.With("containerd", e.Name)}
-		c.server = rpc.New(rpc.Options{Grace: rpcGrace, Log: c.log})
+		if err := c.openServer(); err != nil {
+			return err
+		}
 		d.containerds = append(d.containerds, c)
 		if err := c.open(); err != nil {
 			// The others, and the containers that run, are none the worse for it.
@@ -157,6 +162,24 @@ func (d *daemon) openContainerds() error {
 			c.failed = fmt.Errorf("snapd: containerd %s: %w", c.Name, err)
 			c.server.Without(c.failed)
 		}
+	}
+	return nil
+}
+
+// openServer makes the server, with the kubelet's image service if that is wanted:
+// it depends on nothing that we keep.
+func (c *containerd) openServer() (err error) {
+	o := rpc.Options{Grace: rpcGrace, Log: c.log}
+	if c.CRI {
+		c.cri, err = cri.New(cri.Options{Address: c.Address, Pulls: c.d.pulls, Log: c.log})
+		if err != nil {
+			return fmt.Errorf("image service of containerd %s: %w", c.Name, err)
+		}
+		o.Unknown = map[string]grpc.StreamHandler{cri.Service: c.cri.Forward}
+	}
+	c.server = rpc.New(o)
+	if c.cri != nil {
+		c.cri.Register(c.server)
 	}
 	return nil
 }
@@ -186,6 +209,9 @@ func (c *containerd) open() (err error) {
 
 func (d *daemon) closeContainerds() (err error) {
 	for _, c := range d.containerds {
+		if c.cri != nil {
+			err = errors.Join(err, c.cri.Close())
+		}
 		if c.snapshots != nil {
 			err = errors.Join(err, c.unmarkUsed(), c.snapshots.Close())
 		}

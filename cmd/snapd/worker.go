@@ -18,6 +18,7 @@ import (
 	"github.com/snapfs/snapfs/fs/objectfs"
 	"github.com/snapfs/snapfs/internal/containers"
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/credentials"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/meter"
@@ -39,6 +40,8 @@ type daemon struct {
 	log             *slog.Logger
 	w               *supervisor.Worker
 	store           *objects.Store
+	pulls           *credentials.Pulls
+	providers       *credentials.Providers // nil: there are none
 	registry        *registry.Registry
 	counts          registry.Stats
 	events          *events.Log
@@ -107,9 +110,12 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.nodes, err = objectfs.OpenNodes(filepath.Join(c.Run, "nodes")); err != nil {
 		return err
 	}
-	credentials := registry.DockerCredentials{Paths: c.Registry.DockerConfigs, Exec: d.w.Output, Log: d.log}
+	chain, err := d.openCredentials(ctx)
+	if err != nil {
+		return err
+	}
 	d.registry = registry.New(registry.Options{
-		Credentials: credentials.Lookup,
+		Credentials: chain.Lookup,
 		HostDirs:    c.Registry.ConfigDirs, PlainHTTP: c.Registry.PlainHTTP,
 		Timeouts: registry.Timeouts{Connect: time.Duration(c.Registry.ConnectTimeout), Stall: time.Duration(c.Registry.StallTimeout)},
 		Limit:    int64(c.Pull.Bandwidth), UserAgent: "snapfs/" + version, SpoolDir: filepath.Join(c.Root, "tmp"), Log: d.log, Stats: &d.counts,
@@ -206,6 +212,9 @@ func (d *daemon) close() error {
 	}
 	if d.fetcher != nil {
 		d.fetcher.Close()
+	}
+	if d.providers != nil {
+		errs = append(errs, d.providers.Close())
 	}
 	if d.nodes != nil {
 		errs = append(errs, d.nodes.Close())

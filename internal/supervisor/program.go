@@ -130,7 +130,11 @@ func (w *Worker) RunProgram(ctx context.Context, p Program) (stdout []byte, err 
 	ends.Go(func() {
 		defer out.Close()
 		stdout, _ = io.ReadAll(io.LimitReader(out, int64(most))) // what came counts; the status tells the rest
-		excess, _ = io.Copy(io.Discard, out)
+		if p.Most > 0 {
+			excess, _ = io.CopyN(io.Discard, out, 1) // what writes without end learns that nobody reads
+			return
+		}
+		io.Copy(io.Discard, out)
 	})
 	var e programEnd
 	_, err = w.ask(ctx, opProgram, programArgs{p.Name, p.Args, p.Env}, &e, in, outEnd)
@@ -140,14 +144,14 @@ func (w *Worker) RunProgram(ctx context.Context, p Program) (stdout []byte, err 
 	out.SetReadDeadline(deadline)
 	ends.Wait()
 	switch {
+	case excess > 0:
+		return stdout, fmt.Errorf("%s: %w: more than %d bytes", p.Name, errOutput, most)
 	case err != nil:
 		return stdout, fmt.Errorf("%s: %w", p.Name, err)
 	case e.Signal != "":
 		return stdout, fmt.Errorf("%s: %s", p.Name, e.Signal)
 	case e.Status != 0:
 		return stdout, fmt.Errorf("%s: exit status %d", p.Name, e.Status)
-	case p.Most > 0 && excess > 0:
-		return stdout, fmt.Errorf("%s: %w: more than %d bytes", p.Name, errOutput, most)
 	}
 	return stdout, nil
 }
