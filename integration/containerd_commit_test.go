@@ -1,10 +1,8 @@
 package integration
 
 import (
-	"bytes"
 	"compress/gzip"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,47 +57,6 @@ func TestContainerdDiff(t *testing.T) {
 	ours.empty()
 	m.nothingLeftSoon()
 	theirs.empty()
-}
-
-// TestContainerdExport: an image that was pulled lazily can be exported, pushed
-// and unpacked for another snapshotter: its blobs come when somebody reads them.
-func TestContainerdExport(t *testing.T) {
-	t.Parallel()
-	hub := newHub(t)
-	m := startServed(t, "")
-	c := m.containerd("c", kind{peer: peers.Containerd24})
-	im := newImage(t, zstdChunked, base(t), someFiles(1700, "data", 30))
-	ref := hub.put(t, "export", im)
-	c.pull(ref)
-	file := filepath.Join(m.dir, "export.tar")
-	c.ctr("images", "export", file, ref)
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range im.manifest.Layers {
-		if !bytes.Contains(b, im.blobs[l.Digest]) {
-			t.Errorf("the archive lacks layer %s", l.Digest)
-		}
-	}
-	pushed := hub.ref("pushed")
-	c.ctr("images", "push", "--plain-http", pushed, ref)
-	for _, l := range im.manifest.Layers {
-		if got := hub.blob(t, "pushed", l.Digest); !bytes.Equal(got, im.blobs[l.Digest]) {
-			t.Errorf("layer %s was pushed with other bytes", l.Digest)
-		}
-	}
-	o := *c
-	o.snapshotter = "overlayfs"
-	target, unmount := func() (string, func()) {
-		o.ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", ref)
-		return o.mountImage(ref)
-	}()
-	im.check(t, target)
-	unmount()
-	o.ctr("images", "rm", "--sync", ref)
-	c.empty()
-	m.nothingLeftSoon()
 }
 
 // blob returns what the hub has.

@@ -142,7 +142,7 @@ func TestContainerdContent(t *testing.T) {
 			unmount()
 			c.empty()
 			c.eventually("an empty content store", func() bool { return len(c.kept()) == 0 })
-			c.machine.nothingLeft()
+			c.machine.nothingLeftSoon()
 		})
 	}
 }
@@ -222,7 +222,7 @@ func TestContainerdContentCrashes(t *testing.T) {
 		t.Error("later, the layer has other bytes")
 	}
 	c.empty()
-	c.machine.nothingLeft()
+	c.machine.nothingLeftSoon()
 }
 
 // spoil changes the last byte of a blob, however it is asked for.
