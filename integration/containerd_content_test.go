@@ -155,7 +155,12 @@ func TestContainerdContentCrashes(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
 	c := newConfigured(t, peers.Containerd24)
-	im := newImage(t, eStargz, base(t), someFiles(1900, "data", 30))
+	// Each has a base of its own: an image of which a layer was there already stays
+	// a minute (internal/images, linger), and the test would have to wait for that.
+	newImage := func(seed uint64) *image {
+		return newImage(t, eStargz, append(base(t), reg("id", noise(seed, 100))), someFiles(seed, "data", 30))
+	}
+	im := newImage(1900)
 	ref := hub.put(t, "content-crash", im)
 	c.start()
 	c.pull(ref)
@@ -185,7 +190,7 @@ func TestContainerdContentCrashes(t *testing.T) {
 	c.eventually("entries of an image from before", func() bool { return c.has(im) })
 
 	// Nothing is lost by deaths in the middle of a pull.
-	other := newImage(t, eStargz, base(t), someFiles(1901, "data", 30))
+	other := newImage(1901)
 	otherRef := hub.put(t, "content-killed", other)
 	c.pull(otherRef)
 	s, err := c.machine.status()
@@ -208,7 +213,7 @@ func TestContainerdContentCrashes(t *testing.T) {
 	c.ctr("images", "export", "/dev/null", ref)
 
 	// Bytes that are not those of the layer never come out.
-	lied := newImage(t, eStargz, base(t), someFiles(1902, "data", 30))
+	lied := newImage(1902)
 	liedRef := hub.put(t, "content-lies", lied)
 	c.pull(liedRef)
 	c.eventually("entries", func() bool { return c.has(lied) })
