@@ -21,6 +21,7 @@ import (
 	"github.com/snapfs/snapfs/layers"
 	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/runtime/cgroups"
+	"github.com/snapfs/snapfs/snapshotter"
 )
 
 // handle carries out one request of the control socket.
@@ -271,6 +272,7 @@ func (d *daemon) stat() map[string]int64 {
 		m[name+".rss"] = residentBytes(pid)
 	}
 	d.stats(m)
+	d.eachSnapshots(func(name string, s *snapshotter.Stats) { flatten(m, "snapshots-"+name, s) })
 	var st unix.Statfs_t
 	if err := syscall.Access(filepath.Clean(d.c.Root), 0); err == nil && unix.Statfs(d.c.Root, &st) == nil {
 		m["disk.free"] = int64(st.Bavail) * st.Bsize

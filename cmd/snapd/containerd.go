@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -284,6 +285,20 @@ func (c *containerd) info() control.ContainerdInfo {
 	return i
 }
 
+// eachSnapshots calls f with what each snapshotter has done.
+func (d *daemon) eachSnapshots(f func(containerd string, s *snapshotter.Stats)) {
+	select {
+	case <-d.containerdsOpen:
+	default:
+		return
+	}
+	for _, c := range d.containerds {
+		if c.snapshots != nil {
+			f(c.Name, &c.snapshots.Stats)
+		}
+	}
+}
+
 func (d *daemon) containerdMetrics(t *telemetry.Text) {
 	if len(d.containerds) == 0 {
 		return
@@ -304,6 +319,14 @@ func (d *daemon) containerdMetrics(t *telemetry.Text) {
 	t.Family(prefix+"containerd_call_seconds", telemetry.Histogram, "How long these took.")
 	each(func(c *containerd, m *rpc.Method) {
 		t.Times(&m.Took, "containerd", c.Name, "method", strings.TrimPrefix(m.Name, "/"))
+	})
+	t.Family(prefix+"containerd_snapshots_total", telemetry.Counter, "Snapshots by what happened to them: prepared, viewed, committed, removed; held and left are layers, which were not unpacked and which were.")
+	d.eachSnapshots(func(name string, s *snapshotter.Stats) {
+		n := map[string]int64{}
+		flatten(n, "", s)
+		for _, what := range slices.Sorted(maps.Keys(n)) {
+			t.Sample(float64(n[what]), "containerd", name, "what", strings.TrimPrefix(what, "."))
+		}
 	})
 	t.Family(prefix+"containerd_open_calls", telemetry.Gauge, "Calls under way.")
 	for _, c := range d.containerds {
