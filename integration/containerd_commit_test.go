@@ -42,15 +42,16 @@ func TestContainerdDiff(t *testing.T) {
 			var want digest.Digest
 			for _, c := range []*ctrd{theirs.on(t), ours.on(t)} {
 				c.pull(ref)
-				c.ctr(c.runArgs(nil, ref, "changed", "/inside", "change", "/")...)
-				got := c.diffID("changed")
+				name := c.unique("changed")
+				c.ctr(c.runArgs(nil, ref, name, "/inside", "change", "/")...)
+				got := c.diffID(name)
 				if want == "" {
 					want = got
 				}
 				if got != want {
 					t.Errorf("%s: the changes have diff ID %s, want %s", c.snapshotter, got, want)
 				}
-				c.ctr("containers", "rm", "changed")
+				c.ctr("containers", "rm", name)
 			}
 		})
 	}

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -27,6 +26,7 @@ func TestContainerdKilled(t *testing.T) {
 	reads := func(what string) {
 		t.Helper()
 		t.Logf("after %s", what)
+		c.settle()
 		im.checkSums(t, "data/", c.exec(name, "/inside", "sums", "/data"))
 		im.checkSums(t, "data/", c.run(ref, "/inside", "sums", "/data"))
 	}
@@ -77,9 +77,9 @@ func TestContainerdLostSnapshots(t *testing.T) {
 	ref := hub.put(t, "lost", newImage(t, gzipTar, base(t), someFiles(1510, "data", 10)))
 	c.pull(ref)
 	var wg sync.WaitGroup
-	for i := range 8 {
+	for range 8 {
 		wg.Go(func() {
-			c.command(t.Context(), "ctr", c.runArgs([]string{"--rm"}, ref, fmt.Sprint("lost", i), "/inside", "exit", "0")...)
+			c.command(t.Context(), "ctr", c.runArgs([]string{"--rm"}, ref, c.unique("lost"), "/inside", "exit", "0")...)
 		})
 	}
 	m.kill()
@@ -87,6 +87,7 @@ func TestContainerdLostSnapshots(t *testing.T) {
 	wg.Wait()
 	m.start()
 	c.start()
+	c.settle()
 	c.run(ref, "/inside", "exit", "0")
 	c.empty()
 	m.nothingLeftSoon()
@@ -108,7 +109,7 @@ func TestContainerdNamespaces(t *testing.T) {
 			c.ctr(one...)
 			c.ctr(two...)
 			for _, ns := range []string{"one", "two"} {
-				out := c.ctr(append([]string{"-n", ns}, c.runArgs([]string{"--rm"}, ref, "reads", "/inside", "sums", "/data")...)...)
+				out := c.ctr(append([]string{"-n", ns}, c.runArgs([]string{"--rm"}, ref, c.unique("reads"), "/inside", "sums", "/data")...)...)
 				im.checkSums(t, "data/", out)
 				c.ctr("-n", ns, "images", "rm", "--sync", ref)
 			}
@@ -148,6 +149,7 @@ func TestTwoContainerds(t *testing.T) {
 	im.checkSums(t, "data/", b.exec(name, "/inside", "sums", "/data"))
 	m.kill()
 	m.start()
+	b.settle()
 	im.checkSums(t, "data/", b.run(ref, "/inside", "sums", "/data"))
 	b.end(name)
 	m.must(control.OpRmi, control.RemoveImagesArgs{Refs: []string{ref}}, nil)

@@ -301,15 +301,31 @@ func (c *ctrd) pullArgs(ref string) []string {
 	return []string{"images", "pull", "--plain-http", "--snapshotter", c.snapshotter, ref}
 }
 
+// settle waits until containerd has found snapd again: it tries once in three
+// seconds (grpc's backoff), and until then says that nobody is there.
+func (c *ctrd) settle() {
+	c.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		_, err := c.command(context.Background(), "ctr", "snapshots", "--snapshotter", c.snapshotter, "ls")
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.Fatalf("%v\ncontainerd said:\n%s", err, c.said())
+		}
+	}
+}
+
 // pull pulls an image as a user does.
 func (c *ctrd) pull(ref string) {
 	c.Helper()
 	c.ctr(c.pullArgs(ref)...)
 }
 
-// unique makes a name of which there is one in this containerd.
+// unique makes a name of which there is one on the real machine: runc keeps
+// containers by the name of their namespace, whoever starts them.
 func (c *ctrd) unique(s string) string {
-	return fmt.Sprintf("%s%d", s, c.n.Add(1))
+	return fmt.Sprintf("%s-%s%d", filepath.Base(c.home), s, c.n.Add(1)) + filepath.Base(c.dir)
 }
 
 func (c *ctrd) runArgs(flags []string, ref, name string, args ...string) []string {

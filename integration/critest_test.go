@@ -86,7 +86,7 @@ func TestCritest(t *testing.T) {
 		"-ginkgo.focus", criFocus, "-ginkgo.skip", criSkip, "-ginkgo.no-color", "-ginkgo.succinct")
 	cmd.Dir = t.TempDir()
 	out, err := cmd.CombinedOutput()
-	ran := regexp.MustCompile(`Ran (\d+) of \d+ Specs.*\n.*`).Find(out)
+	ran := regexp.MustCompile(`CRI validation - [1-9]\d*/\d+ specs`).Find(out)
 	t.Logf("%s", ran)
 	if err != nil {
 		for line := range strings.Lines(string(out)) {
