@@ -140,6 +140,12 @@ var errAbandoned = errors.New("nobody waits for it any more")
 // other, and unpacks others meanwhile.
 const linger = time.Minute
 
+// lingerAtTop is the same once its highest layer was asked for. containerd
+// prepares layers from the lowest up, and not at all those that it has from
+// another image: then it has asked for all that it will ask for, but for calls
+// that are on their way.
+const lingerAtTop = 3 * time.Second
+
 // join counts a caller in. The first begins the work; all is owned by wg.
 func (as *arrivals) join(id string, run func(*arrival), wg *sync.WaitGroup) *arrival {
 	as.mu.Lock()
@@ -177,7 +183,7 @@ func (as *arrivals) leave(id string, a *arrival, got *part, gone bool) {
 	case gone && !ended, ended && a.given():
 		as.drop(id, a)
 	default:
-		a.timer = time.AfterFunc(linger, func() {
+		a.timer = time.AfterFunc(a.linger(), func() {
 			as.mu.Lock()
 			defer as.mu.Unlock()
 			if a.waiting == 0 {
@@ -231,6 +237,14 @@ func (a *arrival) ended() bool {
 	default:
 		return false
 	}
+}
+
+// linger is how long more may be asked for. The lock is held.
+func (a *arrival) linger() time.Duration {
+	if n := len(a.parts); n > 0 && a.parts[n-1].given {
+		return lingerAtTop
+	}
+	return linger
 }
 
 // given says whether all layers were asked for. The lock is held.

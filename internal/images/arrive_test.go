@@ -311,6 +311,22 @@ func TestLayersAreHeld(t *testing.T) {
 	b.nothing()
 }
 
+// TestLinger: who asks for the highest layer soon wants no other one.
+func TestLinger(t *testing.T) {
+	a := &arrival{}
+	if got := a.linger(); got != linger {
+		t.Errorf("of an unknown image: %v, want %v", got, linger)
+	}
+	a.parts = []*part{{given: true}, {}}
+	if got := a.linger(); got != linger {
+		t.Errorf("before the highest layer: %v, want %v", got, linger)
+	}
+	a.parts = []*part{{}, {given: true}}
+	if got := a.linger(); got != lingerAtTop {
+		t.Errorf("after the highest layer: %v, want %v", got, lingerAtTop)
+	}
+}
+
 // settle makes it later than anybody could ask for the rest of an image.
 func (b *book) settle() {
 	as := &b.Service.arrivals
