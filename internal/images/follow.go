@@ -63,9 +63,9 @@ func (s *Service) imageOf(st *Stack, id string, keys []string) *Known {
 // follow does in the background what follows a start on a stack: what is read
 // until all is quiet becomes the image's boot profile, then the rest of the image
 // comes in, and the stack's metadata image is sealed. whole says that there is
-// nothing but that to do. It returns at once.
+// nothing but that to do. It returns at once, and is what s.following was told of.
 func (s *Service) follow(k *Known, id string, whole bool) {
-	if s.base.Err() != nil || !s.following.begin(id) {
+	if s.base.Err() != nil {
 		return
 	}
 	s.background.Go(func() {

@@ -52,14 +52,32 @@ func (s *Service) Mount(ctx context.Context, st Stack) (Mounted, error) {
 	if err != nil {
 		return Mounted{}, fmt.Errorf("metadata image: %w", err)
 	}
-	dir, err := s.mountTree(ctx, treeName(id, row.Sealed), s.treePath(id, row.Sealed), st.Map)
-	if err != nil {
-		return Mounted{}, err
+	if whole && row.Sealed && !s.Indexes.Publish { // as nearly always
+		return s.mountStack(ctx, id, keys, true, false, st.Map)
 	}
-	if !whole || !row.Sealed {
-		s.follow(s.imageOf(&st, id, keys), id, whole)
+	k := s.imageOf(&st, id, keys)
+	record := s.Recordable(k)
+	first := (record || !whole || !row.Sealed) && s.following.begin(id)
+	record = record && first
+	m, err := s.mountStack(ctx, id, keys, row.Sealed, record, st.Map)
+	if first {
+		s.follow(k, id, whole && !record)
 	}
-	return Mounted{Dir: dir, Data: append(s.Store.DataDirs(), filepath.Join(s.Run, "lazy"))}, nil
+	return m, err
+}
+
+// mountStack mounts the metadata image of a stack. With record, every file is read
+// by way of the daemon; see [Service.Rootfs].
+func (s *Service) mountStack(ctx context.Context, id string, keys []string, sealed, record bool, m IDMap) (Mounted, error) {
+	data := append(s.Store.DataDirs(), filepath.Join(s.Run, "lazy"))
+	if record {
+		if err := s.unsealed(&Known{manifestRow: manifestRow{Tree: id, Layers: keys}}); err != nil {
+			return Mounted{}, fmt.Errorf("metadata image: %w", err)
+		}
+		sealed, data = false, data[len(data)-1:]
+	}
+	dir, err := s.mountTree(ctx, treeName(id, sealed), s.treePath(id, sealed), m)
+	return Mounted{Dir: dir, Data: data}, err
 }
 
 // mountTree mounts a metadata image, with shifted owners if m says so.

@@ -273,6 +273,39 @@ func TestCompletes(t *testing.T) {
 	}
 }
 
+// TestRecords: where indexes are published, the first start on an image is
+// recorded although all of it is local.
+func TestRecords(t *testing.T) {
+	b := newBook(t)
+	b.Indexes.Publish = true
+	b.pace = pace{look: time.Millisecond, quiet: 20 * time.Millisecond, none: time.Hour, most: time.Hour}
+	read := imagestest.Files(2, "b", 30)
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, read)
+	all := b.take(im)
+	b.done()
+	m, file := b.mount(all...)
+	if len(m.Data) != 1 || strings.HasSuffix(file, sealedSuffix+".erofs") {
+		t.Errorf("reads of %s with %v pass the daemon by", file, m.Data)
+	}
+	if m, _ := b.mount(all...); len(m.Data) != 3 {
+		t.Errorf("the second start is recorded, too: %v", m.Data)
+	}
+	i := 0
+	b.waitFor(func() bool {
+		if i = min(i+1, len(read)-1); read[i].Data != nil {
+			if _, err := b.opt.Files.ReadAt(t.Context(), layers.SumOf(read[i].Data), make([]byte, 10), 0); err != nil && err != io.EOF {
+				t.Fatal(err)
+			}
+		}
+		return b.profile(im.Desc.Digest) != nil
+	})
+	b.waitFor(func() bool { return b.following.begin(treeID([]string{all[0].Key})) })
+	b.following.end(treeID([]string{all[0].Key}))
+	if m, _ := b.mount(all...); len(m.Data) != 3 {
+		t.Errorf("a start is recorded although there is a profile: %v", m.Data)
+	}
+}
+
 // TestCompletesStack: of a stack that is only a part of an image, too.
 func TestCompletesStack(t *testing.T) {
 	b := newBook(t)

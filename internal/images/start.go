@@ -319,5 +319,5 @@ func (s *Service) has(keys []string, object layers.Sum) bool {
 // Recordable says whether the first start on an image is to be recorded by way
 // of the daemon: its index is published, and there is no profile yet.
 func (s *Service) Recordable(k *Known) bool {
-	return s.Indexes.Publish && s.profile(k.Desc.Digest) == nil
+	return s.Indexes.Publish && k.Desc.Digest != "" && s.profile(k.Desc.Digest) == nil
 }
