@@ -87,6 +87,10 @@ func (p *Plan) detach(m *mount) (int, error) {
 	}
 	defer unix.Close(src)
 	fd, err := cloneTree(src, m.recursive)
+	if err == unix.EINVAL && strings.HasPrefix(m.source, "/proc/self/fd/") {
+		// A detached mount of another mount namespace cannot be cloned, but used.
+		fd, err = dupHigh(src)
+	}
 	if err != nil {
 		return -1, fmt.Errorf("source %s: open_tree: %w", m.source, err)
 	}

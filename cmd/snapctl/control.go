@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 
 	"github.com/snapfs/snapfs/internal/control"
@@ -11,14 +12,20 @@ import (
 )
 
 func stop(ctx context.Context, env *Env, args []string) error {
-	a := monitor.StopArgs{Timeout: 10}
+	a := monitor.StopArgs{Timeout: 10, Own: true}
 	f := &flagSet{
 		usage:   "stop [OPTIONS] CONTAINER...",
 		about:   "End containers: each gets its stop signal, and SIGKILL if it is still there later.",
 		example: "snapctl stop -t 30 db",
 	}
 	f.text(&a.Signal, "s,signal", "SIGNAL", "signal to send instead of the container's own")
-	f.number(&a.Timeout, "t,timeout,time", "SECONDS", "time until SIGKILL; -1 is for ever (default 10)")
+	f.add("t,timeout,time", "SECONDS", "time until SIGKILL; -1 is for ever (default the container's --stop-timeout, or 10)", func(s string) (err error) {
+		if a.Timeout, err = strconv.Atoi(s); err != nil {
+			err = fmt.Errorf("%q: want a number", s)
+		}
+		a.Own = false
+		return err
+	})
 	rest, err := f.parse(env, args, 1, -1)
 	if err != nil {
 		return err

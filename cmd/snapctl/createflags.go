@@ -66,6 +66,7 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 	})
 	f.text(&a.Name, "name", "NAME", "name the container (default made up)")
 	networkFlags(f, a)
+	hostFlags(f, a)
 	f.add("pids-limit", "N", "limit the number of processes (-1 for no limit)", func(s string) error {
 		var n int
 		_, err := fmt.Sscanf(s+"\n", "%d\n", &n)

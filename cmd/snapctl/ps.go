@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/ports"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
@@ -41,15 +44,82 @@ func ps(ctx context.Context, env *Env, args []string) error {
 }
 
 func containerTable(list []control.Container, long bool, now time.Time) *table {
-	t := newTable("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES")
+	t := newTable("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES")
 	for _, c := range list {
 		id, command := shortID(c.ID), shorten(strings.Join(c.Command, " "), 20)
 		if long {
 			id, command = c.ID, strings.Join(c.Command, " ")
 		}
-		t.row(id, c.Image, `"`+command+`"`, ago(c.Created, now), status(c, now), c.Name)
+		t.row(id, c.Image, `"`+command+`"`, ago(c.Created, now), status(c, now), portsOf(c), c.Name)
 	}
 	return t
+}
+
+// portsOf is docker's wording of what is published, and what is only exposed.
+func portsOf(c control.Container) string {
+	if c.Status != monitor.StatusRunning && c.Status != monitor.StatusPaused {
+		return ""
+	}
+	var list []string
+	published := map[string]bool{}
+	if c.Endpoint != nil {
+		for _, b := range c.Endpoint.Ports {
+			list = append(list, b.String())
+			published[portName(b.Container, b.Proto)] = true
+		}
+	}
+	for _, p := range c.Exposed {
+		if name := portName(p.Container, p.Proto); !published[name] {
+			list = append(list, name)
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+func portName(n uint16, proto string) string { return fmt.Sprintf("%d/%s", n, proto) }
+
+func port(ctx context.Context, env *Env, args []string) error {
+	f := &flagSet{
+		usage:   "port CONTAINER [PORT[/PROTOCOL]]",
+		about:   "Show where the ports of a container are published, or one of them.",
+		example: "snapctl port web 80",
+	}
+	rest, err := f.parse(env, args, 1, 2)
+	if err != nil {
+		return err
+	}
+	var want []control.Port
+	if len(rest) == 2 {
+		if want, err = ports.Expose(rest[1]); err != nil || len(want) != 1 {
+			return usageErrorf("port: %q: want PORT[/PROTOCOL]", rest[1])
+		}
+	}
+	var c control.Container
+	if err := env.call(ctx, control.OpResolve, control.ContainerArgs{ID: rest[0]}, &c); err != nil {
+		return err
+	}
+	list := []control.Binding{}
+	if c.Endpoint != nil {
+		list = c.Endpoint.Ports
+	}
+	if want != nil {
+		list = slices.DeleteFunc(list, func(b control.Binding) bool { return b.Container != want[0].Container || b.Proto != want[0].Proto })
+		if len(list) == 0 {
+			return fmt.Errorf("container %s: port %s is not published", c.Name, portName(want[0].Container, want[0].Proto))
+		}
+	}
+	if env.JSON {
+		return env.table(nil, list)
+	}
+	for _, b := range list {
+		host := netip.AddrPortFrom(b.HostIP, b.Host)
+		if len(rest) == 2 {
+			fmt.Fprintln(env.Stdout, host)
+		} else {
+			fmt.Fprintf(env.Stdout, "%s -> %s\n", portName(b.Container, b.Proto), host)
+		}
+	}
+	return nil
 }
 
 func health(h *control.Health) string {

@@ -30,6 +30,7 @@ func run(ctx context.Context, env *Env, args []string) error {
 	var a control.CreateArgs
 	var s session
 	var detach, quiet bool
+	var cid cidFile
 	f := &flagSet{
 		usage: "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		about: "Start a container on an image. Where the image allows, nothing is downloaded first:\nwhat the container reads comes while it runs.\nThe exit status is that of COMMAND; 125 if snapctl failed, 126 if COMMAND cannot be\nexecuted, 127 if it does not exist, 128+N if signal N ended it.",
@@ -37,6 +38,7 @@ func run(ctx context.Context, env *Env, args []string) error {
 			"snapctl run -d --name web --network host -v /srv/www:/www:ro docker.io/library/busybox httpd -f -p 8080 -h /www",
 	}
 	createFlags(f, &a)
+	f.text(&cid.name, "cidfile", "FILE", "write the container's ID to FILE")
 	sessionFlags(f, &s)
 	f.flag(&detach, "d,detach", "run in the background and print the container's ID")
 	f.flag(&quiet, "q,quiet", "do not show how the image comes in")
@@ -51,7 +53,7 @@ func run(ctx context.Context, env *Env, args []string) error {
 		return errNoTerminal
 	}
 	a.Begin = true
-	c, err := env.createContainer(ctx, &a, quiet)
+	c, err := env.createContainer(ctx, &a, &cid, quiet)
 	if err != nil {
 		return err
 	}
@@ -88,10 +90,14 @@ func (env *Env) abandon(socket string) error {
 var errNoTerminal = errors.New("the input device is not a TTY")
 
 // createContainer has a container made, and unmade if the user loses patience just then.
-func (env *Env) createContainer(ctx context.Context, a *control.CreateArgs, quiet bool) (*control.Created, error) {
-	p := env.progress(quiet)
+func (env *Env) createContainer(ctx context.Context, a *control.CreateArgs, cid *cidFile, quiet bool) (_ *control.Created, err error) {
+	if err := cid.open(); err != nil {
+		return nil, err
+	}
 	var c control.Created
-	_, err := env.request(ctx, control.OpCreate, a, &c, p.event)
+	defer func() { err = errors.Join(err, cid.close(c.ID)) }()
+	p := env.progress(quiet)
+	_, err = env.request(ctx, control.OpCreate, a, &c, p.event)
 	p.close()
 	if err != nil {
 		return nil, err
@@ -160,12 +166,14 @@ func startFailure(err error) error {
 func create(ctx context.Context, env *Env, args []string) error {
 	var a control.CreateArgs
 	var quiet bool
+	var cid cidFile
 	f := &flagSet{
 		usage:   "create [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		about:   "Make a container without starting it, and print its ID.",
 		example: "snapctl create --name db docker.io/library/postgres:18\nsnapctl start db",
 	}
 	createFlags(f, &a)
+	f.text(&cid.name, "cidfile", "FILE", "write the container's ID to FILE")
 	f.flag(&quiet, "q,quiet", "do not show how the image comes in")
 	rest, err := f.parse(env, args, 1, -1)
 	if err != nil {
@@ -174,7 +182,7 @@ func create(ctx context.Context, env *Env, args []string) error {
 	if err := created(env, &a, rest); err != nil {
 		return err
 	}
-	c, err := env.createContainer(ctx, &a, quiet)
+	c, err := env.createContainer(ctx, &a, &cid, quiet)
 	if err != nil {
 		return err
 	}

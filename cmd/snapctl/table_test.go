@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -11,7 +12,9 @@ var noon = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 
 func TestContainerTable(t *testing.T) {
 	list := []control.Container{
-		{ID: "0123456789abcdef", Name: "web", Image: "docker.io/library/nginx:1", Command: []string{"nginx", "-g", "daemon off; and more"}, Created: noon.Add(-3 * time.Hour), Status: "running", Started: noon.Add(-90 * time.Second)},
+		{ID: "0123456789abcdef", Name: "web", Image: "docker.io/library/nginx:1", Command: []string{"nginx", "-g", "daemon off; and more"}, Created: noon.Add(-3 * time.Hour), Status: "running", Started: noon.Add(-90 * time.Second),
+			Exposed:  []control.Port{{Container: 80, Proto: "tcp"}, {Container: 443, Proto: "tcp"}},
+			Endpoint: &control.Endpoint{Ports: []control.Binding{{HostIP: netip.IPv4Unspecified(), Host: 8080, Container: 80, Proto: "tcp"}, {HostIP: netip.IPv6Unspecified(), Host: 8080, Container: 80, Proto: "tcp"}}}},
 		{ID: "aaaa", Name: "job", Image: "x", Command: []string{"sh"}, Created: noon.Add(-50 * 24 * time.Hour), Status: "exited", ExitCode: 137, OOMKilled: true, Finished: noon.Add(-time.Second)},
 		{ID: "bbbb", Name: "p", Image: "x\x1b[31m", Command: []string{"a\nb"}, Created: noon, Status: "paused", Started: noon.Add(-5 * time.Minute)},
 		{ID: "cccc", Name: "new", Created: noon, Status: "created"},
@@ -19,14 +22,14 @@ func TestContainerTable(t *testing.T) {
 		{ID: "eeee", Name: "e", Created: noon, Status: "running", Started: noon.Add(-5 * time.Minute), Health: &control.Health{Status: "healthy"}},
 		{ID: "ffff", Name: "f", Created: noon, Status: "running", Started: noon.Add(-5 * time.Minute), Health: &control.Health{Status: "starting"}},
 	}
-	want := `CONTAINER ID   IMAGE                       COMMAND                  CREATED                   STATUS                                       NAMES
-0123456789ab   docker.io/library/nginx:1   "nginx -g daemon off…"   3 hours ago               Up About a minute                            web
-aaaa           x                           "sh"                     7 weeks ago               Exited (137) 1 second ago, out of memory     job
-bbbb           x?[31m                      "a?b"                    Less than a second ago    Up 5 minutes (Paused)                        p
-cccc                                       ""                       Less than a second ago    Created                                      new
-dddd                                       ""                       Less than a second ago    Dead                                         d
-eeee                                       ""                       Less than a second ago    Up 5 minutes (healthy)                       e
-ffff                                       ""                       Less than a second ago    Up 5 minutes (health: starting)              f
+	want := `CONTAINER ID IMAGE COMMAND CREATED STATUS PORTS NAMES
+0123456789ab docker.io/library/nginx:1 "nginx -g daemon off…" 3 hours ago Up About a minute 0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, 443/tcp web
+aaaa x "sh" 7 weeks ago Exited (137) 1 second ago, out of memory job
+bbbb x?[31m "a?b" Less than a second ago Up 5 minutes (Paused) p
+cccc "" Less than a second ago Created new
+dddd "" Less than a second ago Dead d
+eeee "" Less than a second ago Up 5 minutes (healthy) e
+ffff "" Less than a second ago Up 5 minutes (health: starting) f
 `
 	if got := containerTable(list, false, noon).String(); squeeze(got) != squeeze(want) {
 		t.Errorf("table is\n%s\nwant\n%s", got, want)

@@ -40,6 +40,7 @@ func groups() []struct {
 			{name: "exec", about: "Run a further program in a container", run: execute, program: true, completes: "container"},
 			{name: "attach", about: "Connect this terminal to a container", run: attach, program: true, completes: "container"},
 			{name: "ps", about: "List containers", run: ps},
+			{name: "port", about: "Show where a container's ports are published", run: port, completes: "container"},
 			{name: "logs", about: "Show what a container has written", run: logs, completes: "container"},
 			{name: "top", about: "Show what is waited for; or list the processes of a container", run: top, completes: "container"},
 			{name: "stop", about: "End containers, politely at first", run: stop, completes: "container"},

@@ -128,7 +128,11 @@ func TestCreateArguments(t *testing.T) {
 		"--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--ulimit", "nofile=10", "--entrypoint", "/e", "--init",
 		"--pull", "never", "--platform", "linux/arm64", "--stop-signal", "USR1", "--label", "k=v", "-i", "--rm",
 		"--ready", "line=^up$", "--health-cmd", "true", "--health-interval", "1m", "--health-timeout", "2s", "--health-start-period", "3s",
-		"--health-start-interval", "4s", "--health-retries", "5", "--log-opt", "max-size=10m", "--log-opt", "max-file=3", "--log-driver", "json-file", "img:1", "cmd", "-x", "--rm",
+		"--health-start-interval", "4s", "--health-retries", "5", "--log-opt", "max-size=10m", "--log-opt", "max-file=3", "--log-driver", "json-file",
+		"-p", "8080:80", "-P", "--expose", "53/udp", "--ip", "10.0.0.5", "--mac-address", "02:00:00:00:00:01", "--dns", "1.1.1.1", "--dns-search", "x", "--dns-opt", "ndots:2", "--add-host", "h:host-gateway",
+		"--annotation", "a=b", "--blkio-weight", "500", "--cgroup-parent", "/p", "--cpuset-cpus", "0-1", "--cpuset-mems", "0", "-c", "512", "--device", "/dev/fuse:r", "--group-add", "audio",
+		"--ipc", "host", "--pid", "container:x", "--uts", "host", "--memory-reservation", "32m", "--memory-swap", "-1", "--oom-score-adj", "-5", "--privileged", "--shm-size", "1m",
+		"--stop-timeout", "-1", "--sysctl", "net.x=1", "img:1", "cmd", "-x", "--rm",
 	}
 	if status := env.main(args); status != 0 {
 		t.Fatalf("exit status %d: %s", status, errs())
@@ -141,9 +145,12 @@ func TestCreateArguments(t *testing.T) {
 	got, _ := json.Marshal(a)
 	want := `{"ID":"","Name":"n","Image":"img:1","Platform":"linux/arm64","Pull":"never","Args":["cmd","-x","--rm"],"Entrypoint":["/e"],` +
 		`"Env":["A=file","F=1","A=flag"],"Workdir":"/w","User":"me:us","Hostname":"host1","TTY":false,"OpenStdin":true,"Remove":true,"Record":false,"ReadOnly":true,"Init":true,` +
-		`"Network":"host","Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Options":null,"Create":true},{"Type":"tmpfs","Source":"","Target":"/t","ReadOnly":false,"Options":null,"Create":false}],` +
+		`"Network":"host","Publish":[{"Host":8080,"HostEnd":8080,"Container":80,"Proto":"tcp"}],"PublishAll":true,"Expose":[{"Container":53,"Proto":"udp"}],"IPv4":"10.0.0.5","MAC":"02:00:00:00:00:01",` +
+		`"DNS":["1.1.1.1"],"DNSSearch":["x"],"DNSOptions":["ndots:2"],"Hosts":["h:host-gateway"],"Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"Options":null,"Create":true},{"Type":"tmpfs","Source":"","Target":"/t","ReadOnly":false,"Options":null,"Create":false}],` +
 		`"Tmpfs":["/run:size=1m"],"Memory":67108864,"NanoCPUs":1500000000,"PidsLimit":100,"CapAdd":["NET_ADMIN"],"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],` +
-		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0,"Ready":"line=^up$",` +
+		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0,"Annotations":{"a":"b"},"BlkioWeight":500,"CgroupParent":"/p","CPUs":"0-1","MemoryNodes":"0","CPUShares":512,` +
+		`"Devices":[{"Host":"/dev/fuse","Inside":"/dev/fuse","Access":"r"}],"GroupAdd":["audio"],"IPC":"host","PID":"container:x","UTS":"host","MemoryReservation":33554432,"MemorySwap":-1,` +
+		`"OOMScoreAdj":-5,"Privileged":true,"ShmSize":1048576,"StopTimeout":-1,"Sysctls":{"net.x":"1"},"Ready":"line=^up$",` +
 		`"Health":{"Test":["CMD-SHELL","true"],"Interval":60000000000,"Timeout":2000000000,"StartPeriod":3000000000,"StartInterval":4000000000,"Retries":5},"NoHealthcheck":false,"LogDriver":"json-file","LogMaxSize":10485760,"LogMaxFiles":3}`
 	if string(got) != want {
 		t.Errorf("asked for\n%s\nwant\n%s", got, want)
@@ -218,7 +225,7 @@ func TestComplete(t *testing.T) {
 	})
 	for line, want := range map[string][]string{
 		"ru":          {"run"},
-		"p":           {"ps", "pause", "pull", "push"},
+		"p":           {"ps", "port", "pause", "pull", "push"},
 		"rm w":        {"web", "worker"},
 		"run docker":  {"docker.io/library/x:1"},
 		"run --env-f": {"--env-file"},

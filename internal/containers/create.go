@@ -141,6 +141,13 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := devices(sp, a); err != nil {
+		return nil, nil, err
+	}
+	joins, err := s.joins(a)
+	if err != nil {
+		return nil, nil, err
+	}
 	rootfs.Upper, rootfs.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	rootfs.Volatile = a.Remove
 	labels := map[string]string{}
@@ -154,6 +161,7 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
 		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs, Network: net,
+		Joins: joins, GroupAdd: a.GroupAdd, StopTimeout: a.StopTimeout,
 	}, warnings, nil
 }
 

@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -46,8 +49,14 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 	if a.Network == "" || a.Network == control.NetworkDefault {
 		a.Network = cmp.Or(s.Network, control.NetworkBridge)
 	}
-	c = control.NetworkConfig{Mode: a.Network, Ports: a.Publish}
-	if c.Exposed, err = exposedPorts(a, exposed); err != nil {
+	c = control.NetworkConfig{
+		Mode: a.Network, Ports: a.Publish, IPv4: a.IPv4, IPv6: a.IPv6, MAC: a.MAC,
+		DNS: a.DNS, DNSSearch: a.DNSSearch, DNSOptions: a.DNSOptions, Hosts: a.Hosts,
+	}
+	if err := checkNetwork(&c); err != nil {
+		return c, nil, err
+	}
+	if c.Exposed, warnings, err = exposedPorts(a, exposed); err != nil {
 		return c, nil, err
 	}
 	if err := ports.Check(c.Ports); err != nil {
@@ -58,6 +67,9 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 			if !slices.ContainsFunc(c.Ports, func(p control.Port) bool { return p.Container == e.Container && p.Proto == e.Proto }) {
 				c.Ports = append(c.Ports, e)
 			}
+		}
+		if err := ports.Check(c.Ports); err != nil {
+			return c, nil, invalid("--publish-all: %v", err)
 		}
 	}
 	hostname := a.ID[:12]
@@ -73,6 +85,12 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 		}
 		if a.Hostname != "" {
 			return c, nil, invalid("--hostname: a container in the network of another one has that one's name")
+		}
+		if len(a.DNS)+len(a.DNSSearch)+len(a.DNSOptions)+len(a.Hosts) > 0 {
+			return c, nil, invalid("--dns, --add-host: a container in the network of another one has that one's; give them there")
+		}
+		if other := s.config(id); other != nil {
+			hostname = other.Network.Hostname
 		}
 	case a.Network == control.NetworkHost:
 		if hostname, err = os.Hostname(); err != nil {
@@ -90,36 +108,106 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 	case a.Network != control.NetworkBridge:
 		return c, nil, &control.Error{Code: control.CodeUnsupported, Message: fmt.Sprintf("--network %q: want bridge, host, none or container:NAME", a.Network)}
 	}
+	if a.UTS == ofHost {
+		if a.Hostname != "" {
+			return c, nil, invalid("--hostname: with --uts host it would be this machine's name")
+		}
+		if hostname, err = os.Hostname(); err != nil {
+			return c, nil, err
+		}
+	}
 	a.Hostname = cmp.Or(a.Hostname, hostname)
+	c.Hostname = a.Hostname
 	return c, warnings, nil
+}
+
+// checkNetwork says what cannot be of how a container wants to be connected.
+func checkNetwork(c *control.NetworkConfig) error {
+	if c.Mode != control.NetworkBridge && (c.IPv4.IsValid() || c.IPv6.IsValid() || c.MAC != "") {
+		return invalid("--ip, --ip6, --mac-address: only a container on the bridge has an address of its own")
+	}
+	if c.IPv4.IsValid() && !c.IPv4.Is4() || c.IPv6.IsValid() && (!c.IPv6.Is6() || c.IPv6.Is4In6() || c.IPv6.Zone() != "") {
+		return invalid("--ip %s, --ip6 %s: want one of each family", c.IPv4, c.IPv6)
+	}
+	if c.MAC != "" {
+		if mac, err := net.ParseMAC(c.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return invalid("--mac-address %q: want six bytes, of which the first is even, such as 02:00:00:00:00:01", c.MAC)
+		}
+	}
+	for _, s := range c.DNS {
+		if a, err := netip.ParseAddr(s); err != nil || a.IsUnspecified() || a.IsMulticast() {
+			return invalid("--dns %q: want the address of a server", s)
+		}
+	}
+	for flag, list := range map[string][]string{"--dns-search": c.DNSSearch, "--dns-option": c.DNSOptions} {
+		for _, s := range list {
+			if s == "" || len(s) > 255 || strings.ContainsFunc(s, unfit) {
+				return invalid("%s %q: want one word", flag, s)
+			}
+		}
+	}
+	for _, s := range c.Hosts {
+		if _, _, err := parseHost(s); err != nil {
+			return invalid("--add-host %v", err)
+		}
+	}
+	return nil
+}
+
+// unfit says of which characters no word of a host file is made.
+func unfit(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' || r == ';' }
+
+// hostGateway is docker's name for the address at which a container reaches the host.
+const hostGateway = "host-gateway"
+
+// parseHost reads one --add-host: NAME:ADDRESS or NAME=ADDRESS. The address of host-gateway is not valid.
+func parseHost(s string) (name string, a netip.Addr, err error) {
+	name, value, ok := strings.Cut(s, "=")
+	if !ok {
+		name, value, ok = strings.Cut(s, ":")
+	}
+	if !ok || name == "" || len(name) > 255 || strings.ContainsFunc(name, unfit) {
+		return "", a, fmt.Errorf("%q: want NAME:ADDRESS", s)
+	}
+	if value == hostGateway {
+		return name, a, nil
+	}
+	value = strings.TrimSuffix(strings.TrimPrefix(value, "["), "]")
+	if a, err = netip.ParseAddr(value); err != nil || a.Zone() != "" {
+		return "", a, fmt.Errorf("%q: %q is no address, and not %s", s, value, hostGateway)
+	}
+	return name, a, nil
 }
 
 // maxExposed bounds what an image can say that it listens at.
 const maxExposed = 65536
 
 // exposedPorts are those of the image and of the user, in order.
-func exposedPorts(a *control.CreateArgs, image map[string]struct{}) ([]control.Port, error) {
-	list := slices.Clone(a.Expose)
-	for name := range image {
+func exposedPorts(a *control.CreateArgs, image map[string]struct{}) (list []control.Port, warnings []string, err error) {
+	list = slices.Clone(a.Expose)
+	if len(image) > maxExposed {
+		return nil, nil, invalid("the image's config: %d exposed ports", len(image))
+	}
+	for _, name := range slices.Sorted(maps.Keys(image)) {
 		p, err := ports.Expose(name)
 		if err != nil {
-			return nil, invalid("the image's config: EXPOSE %v", err)
+			warnings = append(warnings, fmt.Sprintf("the image's config: exposed port %v", err))
+			continue
 		}
 		list = append(list, p...)
 	}
 	for i := range list {
 		list[i] = control.Port{Container: list[i].Container, Proto: list[i].Proto}
 	}
-	if err := ports.Check(list); err != nil {
-		return nil, invalid("--expose %v", err)
+	for i := range list {
+		if err := ports.Check(list[i : i+1]); err != nil {
+			return nil, nil, invalid("--expose %v", err)
+		}
 	}
 	slices.SortFunc(list, func(a, b control.Port) int {
 		return cmp.Or(cmp.Compare(a.Container, b.Container), strings.Compare(a.Proto, b.Proto))
 	})
-	if list = slices.Compact(list); len(list) > maxExposed {
-		return nil, invalid("the image's config: %d exposed ports", len(list))
-	}
-	return list, nil
+	return slices.Compact(list), warnings, nil
 }
 
 // networkMode is a container's mode as it is shown.
@@ -154,6 +242,21 @@ func (s *Service) namespaces(ctx context.Context, c *monitor.Config) (list []mon
 			return nil, fmt.Errorf("--network container: %w", err)
 		}
 		list = append(list, monitor.Namespace{Kind: "network", File: ns})
+	}
+	for kind, id := range c.Joins {
+		ns, err := s.namespaceOf(id, kind)
+		if err == nil {
+			list = append(list, monitor.Namespace{Kind: kind, File: ns})
+			if kind == "ipc" { // with its /dev/shm
+				if ns, err = s.namespaceOf(id, "mnt"); err == nil {
+					list = append(list, monitor.Namespace{Kind: monitor.SharedMemory, File: ns})
+				}
+			}
+		}
+		if err != nil {
+			s.Networks.Release(c.ID, 0)
+			return list, fmt.Errorf("--%s container: %w", kind, err)
+		}
 	}
 	if err := s.hostFiles(c, e); err != nil {
 		s.Networks.Release(c.ID, 0)

@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -18,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
 // Paths that hostFiles makes in a container's directory and binds into it.
@@ -47,8 +49,12 @@ func spec(a *control.CreateArgs, config *ocispec.Image, dir, cgroupParent string
 	}
 	s.Hostname = a.Hostname
 	s.Root.Readonly = a.ReadOnly
-	s.Linux.CgroupsPath = path.Join(cgroupParent, a.ID)
-	for _, set := range []func(*specs.Spec, *control.CreateArgs) error{shareNetwork, capabilities, resources, ulimits, security} {
+	s.Linux.CgroupsPath = path.Join(cmp.Or(a.CgroupParent, cgroupParent), a.ID)
+	if err := cgroups.CheckPath(s.Linux.CgroupsPath); err != nil || a.CgroupParent != "" && a.CgroupParent[0] != '/' {
+		return nil, invalid("--cgroup-parent %q: want an absolute path of a cgroup, such as /mine", a.CgroupParent)
+	}
+	s.Annotations = a.Annotations
+	for _, set := range []func(*specs.Spec, *control.CreateArgs) error{shareNamespaces, capabilities, resources, ulimits, security, privileged, sysctls} {
 		if err := set(s, a); err != nil {
 			return nil, err
 		}
@@ -147,15 +153,6 @@ func workdir(a *control.CreateArgs, c ocispec.ImageConfig) string {
 	return path.Join("/", dir)
 }
 
-// shareNetwork leaves the container's own namespace out of one that is on the host's
-// network. Another container's is put in when it is known, at every start.
-func shareNetwork(s *specs.Spec, a *control.CreateArgs) error {
-	if a.Network == control.NetworkHost {
-		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-	}
-	return nil
-}
-
 func capabilities(s *specs.Spec, a *control.CreateArgs) error {
 	set := map[string]bool{}
 	for _, c := range s.Process.Capabilities.Bounding {
@@ -197,6 +194,9 @@ func capabilities(s *specs.Spec, a *control.CreateArgs) error {
 	if err := change(single(a.CapAdd), true, "--cap-add"); err != nil {
 		return err
 	}
+	if a.Privileged {
+		change([]string{"ALL"}, true, "--privileged")
+	}
 	maps.DeleteFunc(set, func(_ string, on bool) bool { return !on })
 	list := slices.Sorted(maps.Keys(set))
 	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: list, Permitted: list, Effective: list}
@@ -230,6 +230,9 @@ func resources(s *specs.Spec, a *control.CreateArgs) error {
 			return invalid("--cpus: less than the minimum of 0.01")
 		}
 		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
+	}
+	if err := moreResources(s, a); err != nil {
+		return err
 	}
 	if a.PidsLimit > 0 {
 		r.Pids = &specs.LinuxPids{Limit: &a.PidsLimit}
@@ -282,7 +285,13 @@ func security(s *specs.Spec, a *control.CreateArgs) error {
 	switch profile {
 	case "unconfined":
 		s.Linux.Seccomp = nil
-	case "", "builtin":
+	case "":
+		if a.Privileged { // as with Docker
+			s.Linux.Seccomp = nil
+			break
+		}
+		s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
+	case "builtin":
 		s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
 	default:
 		s.Linux.Seccomp, err = seccomp.LoadProfile(profile, s)
@@ -327,6 +336,7 @@ func mounts(s *specs.Spec, a *control.CreateArgs, dir string) error {
 			own = append(own, specs.Mount{Destination: target, Type: "bind", Source: path.Join(dir, name), Options: []string{"rbind", "rprivate"}})
 		}
 	}
+	shared(s, a)
 	s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return targets[m.Destination] })
 	slices.SortStableFunc(own, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")

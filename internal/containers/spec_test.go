@@ -141,9 +141,25 @@ func TestRefusals(t *testing.T) {
 		"absolute path": func(a *control.CreateArgs) {
 			a.Mounts = []control.MountSpec{{Type: "bind", Source: "rel", Target: "/t"}}
 		},
-		"bind or tmpfs":   func(a *control.CreateArgs) { a.Mounts = []control.MountSpec{{Type: "nfs", Target: "/t"}} },
-		"duplicate mount": func(a *control.CreateArgs) { a.Tmpfs = []string{"/t", "/t/"} },
-		"mount option":    func(a *control.CreateArgs) { a.Tmpfs = []string{"/t:a\\b"} },
+		"bind or tmpfs":         func(a *control.CreateArgs) { a.Mounts = []control.MountSpec{{Type: "nfs", Target: "/t"}} },
+		"duplicate mount":       func(a *control.CreateArgs) { a.Tmpfs = []string{"/t", "/t/"} },
+		"--cgroup-parent":       func(a *control.CreateArgs) { a.CgroupParent = "x/../.." },
+		"--ipc":                 func(a *control.CreateArgs) { a.IPC = "x" },
+		"--uts":                 func(a *control.CreateArgs) { a.UTS = "container:x" },
+		"needs --memory":        func(a *control.CreateArgs) { a.MemorySwap = 1 << 30 },
+		"at least that of":      func(a *control.CreateArgs) { a.Memory, a.MemorySwap = 1<<30, 1<<20 },
+		"--memory-reservation":  func(a *control.CreateArgs) { a.Memory, a.MemoryReservation = 1<<30, 1<<31 },
+		"--cpuset-cpus":         func(a *control.CreateArgs) { a.CPUs = "3-1" },
+		"--cpuset-mems":         func(a *control.CreateArgs) { a.MemoryNodes = "a" },
+		"--cpu-shares":          func(a *control.CreateArgs) { a.CPUShares = 1 },
+		"--blkio-weight":        func(a *control.CreateArgs) { a.BlkioWeight = 1001 },
+		"--oom-score-adj":       func(a *control.CreateArgs) { a.OOMScoreAdj = 5000 },
+		"is not of a namespace": func(a *control.CreateArgs) { a.Sysctls = map[string]string{"kernel.panic": "1"} },
+		"on the host's network": func(a *control.CreateArgs) {
+			a.Network, a.Sysctls = "host", map[string]string{"net.ipv4.ip_forward": "1"}
+		},
+		"the host's IPC": func(a *control.CreateArgs) { a.IPC, a.Sysctls = "host", map[string]string{"kernel/shmmax": "1"} },
+		"mount option":   func(a *control.CreateArgs) { a.Tmpfs = []string{"/t:a\\b"} },
 	} {
 		_, err := build(t, func(a *control.CreateArgs, _ *ocispec.Image) { change(a) })
 		if e, ok := errors.AsType[*control.Error](err); !ok || !strings.Contains(e.Message, want) {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"encoding/json"
+	"net/netip"
 	"time"
 )
 
@@ -455,11 +456,17 @@ type CreateArgs struct {
 	Record        bool // let all its reads go by the daemon, for the image's boot profile
 	ReadOnly      bool
 	Init          bool
-	Network       string // one of the Network constants, or "container:NAME"; "" is NetworkDefault
-	Publish       []Port `json:",omitempty"`
-	PublishAll    bool   `json:",omitempty"` // what Expose and the image say
-	Expose        []Port `json:",omitempty"` // Container and Proto only
-	Begin         bool   `json:",omitempty"` // it is started at once, so it gets its network now
+	Network       string     // one of the Network constants, or "container:NAME"; "" is NetworkDefault
+	Publish       []Port     `json:",omitempty"`
+	PublishAll    bool       `json:",omitempty"` // what Expose and the image say
+	Expose        []Port     `json:",omitempty"` // Container and Proto only
+	Begin         bool       `json:",omitempty"` // it is started at once, so it gets its network now
+	IPv4, IPv6    netip.Addr `json:",omitzero"`  // on the bridge; any
+	MAC           string     `json:",omitempty"`
+	DNS           []string   `json:",omitempty"` // servers, instead of the host's
+	DNSSearch     []string   `json:",omitempty"`
+	DNSOptions    []string   `json:",omitempty"`
+	Hosts         []string   `json:",omitempty"` // NAME:ADDRESS, or NAME:host-gateway
 	Mounts        []MountSpec
 	Tmpfs         []string // PATH[:options]
 	Memory        int64    // bytes; 0 no limit
@@ -471,7 +478,8 @@ type CreateArgs struct {
 	Ulimits       []Ulimit
 	StopSignal    string
 	Labels        map[string]string
-	Height, Width uint16      // of the terminal
+	Height, Width uint16 // of the terminal
+	HostOptions
 	Ready         string      // what makes it ready, as monitor.ParseReady reads it; "" leaves that to its health check, or the daemon
 	Health        Healthcheck // the fields that are set go before the image's
 	NoHealthcheck bool        // the image's is not run
@@ -479,6 +487,29 @@ type CreateArgs struct {
 	LogMaxSize    int64       // bytes of a log file after which another is begun; 0 no limit
 	LogMaxFiles   int         // with LogMaxSize, how many of them are kept; 0 is 1
 }
+
+// HostOptions are what a container takes of its machine, and what it shares.
+// Zero values are Docker's defaults.
+type HostOptions struct {
+	Annotations       map[string]string `json:",omitempty"`
+	BlkioWeight       uint16            `json:",omitempty"` // 10 to 1000
+	CgroupParent      string            `json:",omitempty"` // "": as the daemon is configured
+	CPUs, MemoryNodes string            `json:",omitempty"` // cpusets: "0-3,5"
+	CPUShares         uint64            `json:",omitempty"`
+	Devices           []Device          `json:",omitempty"`
+	GroupAdd          []string          `json:",omitempty"` // names or numbers; supplementary
+	IPC, PID, UTS     string            `json:",omitempty"` // "": its own; "host"; "container:NAME", of IPC and PID
+	MemoryReservation int64             `json:",omitempty"` // bytes
+	MemorySwap        int64             `json:",omitempty"` // bytes, memory and swap together; -1 no limit, 0 twice the memory
+	OOMScoreAdj       int               `json:",omitempty"` // -1000 to 1000
+	Privileged        bool              `json:",omitempty"`
+	ShmSize           int64             `json:",omitempty"` // bytes of /dev/shm
+	StopTimeout       *int              `json:",omitempty"` // seconds; negative: never SIGKILL
+	Sysctls           map[string]string `json:",omitempty"`
+}
+
+// Device is one --device. Access is of the letters r, w and m.
+type Device struct{ Host, Inside, Access string }
 
 // A Healthcheck is a program that is run in a container again and again, with
 // the meaning and the names that Docker gives its parts in an image's config.

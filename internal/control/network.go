@@ -40,6 +40,7 @@ func (b Binding) String() string {
 type NetworkConfig struct {
 	Mode       string     // one of the networks above
 	Container  string     `json:",omitempty"` // ID of the one whose namespace it shares; Mode is then "container"
+	Hostname   string     `json:",omitempty"`
 	Ports      []Port     `json:",omitempty"` // to be published
 	Exposed    []Port     `json:",omitempty"` // that the image or the user says it listens at
 	IPv4       netip.Addr `json:",omitzero"`  // asked for; else any

@@ -368,7 +368,11 @@ func (s *Service) entries() (list, silent []entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.endpoints {
-		list = append(list, entry{&e.Endpoint, e.index})
+		if e.released != nil {
+			silent = append(silent, entry{&e.Endpoint, e.index})
+		} else {
+			list = append(list, entry{&e.Endpoint, e.index})
+		}
 	}
 	for _, g := range s.gone {
 		silent = append(silent, g.entry)

@@ -89,6 +89,8 @@ type endpoint struct {
 	control.Endpoint
 	index int        // of its link on the host; 0 before it is made
 	socks []*os.File // reserve its ports
+
+	released chan struct{} // closed when Release has; nil before it begins
 }
 
 // gone is an endpoint that was released.
@@ -461,12 +463,14 @@ func (s *Service) openLoopback(e *endpoint) error {
 	if !onLoopback(&e.Endpoint) {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return setSysctl("ipv4/conf/"+s.Bridge+"/route_localnet", "1")
 }
 
 // Release takes a container's connection away, if it is still the one with that
-// serial; 0 is any. It may be called again. Errors are logged: what is left goes
-// with the namespace, or with the next tables.
+// serial; 0 is any. It may be called again, and returns when that is done. Errors
+// are logged: what is left goes with the namespace, or with the next tables.
 func (s *Service) Release(id string, serial uint64) {
 	s.mu.Lock()
 	e := s.endpoints[id]
@@ -474,9 +478,13 @@ func (s *Service) Release(id string, serial uint64) {
 		s.mu.Unlock()
 		return
 	}
-	delete(s.endpoints, id)
-	s.gone = append(s.gone, gone{entry{&e.Endpoint, e.index}, time.Now()})
-	loopback := slices.ContainsFunc(slices.Collect(maps.Values(s.endpoints)), func(e *endpoint) bool { return onLoopback(&e.Endpoint) })
+	if done := e.released; done != nil {
+		s.mu.Unlock()
+		<-done
+		return
+	}
+	e.released = make(chan struct{})
+	defer close(e.released)
 	s.mu.Unlock()
 	if err := s.tables().remove(entry{&e.Endpoint, e.index}, says); err != nil {
 		s.Log.Debug("tables", "container", id, "err", err)
@@ -484,17 +492,32 @@ func (s *Service) Release(id string, serial uint64) {
 			s.Log.Warn("the containers' tables cannot be made anew", "err", err)
 		}
 	}
-	if !loopback && onLoopback(&e.Endpoint) {
-		if err := setSysctl("ipv4/conf/"+s.Bridge+"/route_localnet", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.Log.Warn("route_localnet", "bridge", s.Bridge, "err", err)
-		}
-	}
-	closeAll(e.socks)
 	if err := os.Remove(s.record(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.Log.Warn("record of a container's network", "container", id, "err", err)
 	}
+	s.mu.Lock()
+	closeAll(e.socks)
+	delete(s.endpoints, id)
+	s.gone = append(s.gone, gone{entry{&e.Endpoint, e.index}, time.Now()})
+	s.closeLoopback(e)
+	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
 	default:
+	}
+}
+
+// closeLoopback undoes openLoopback after the last endpoint that needs it. mu is held.
+func (s *Service) closeLoopback(e *endpoint) {
+	if !onLoopback(&e.Endpoint) {
+		return
+	}
+	for _, other := range s.endpoints {
+		if onLoopback(&other.Endpoint) {
+			return
+		}
+	}
+	if err := setSysctl("ipv4/conf/"+s.Bridge+"/route_localnet", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.Log.Warn("route_localnet", "bridge", s.Bridge, "err", err)
 	}
 }

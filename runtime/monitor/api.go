@@ -114,6 +114,7 @@ type KillArgs struct{ Signal string }
 type StopArgs struct {
 	Signal  string `json:",omitempty"` // "" is the container's own
 	Timeout int    // seconds; negative: never SIGKILL
+	Own     bool   `json:",omitempty"` // the container's own timeout, if it has one, instead
 }
 
 // Proc is a process of a container.

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"slices"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/runtime"
+	"github.com/snapfs/snapfs/runtime/users"
 )
 
 // bundled is the Runner that assembles an overlay and starts the container
@@ -21,6 +24,63 @@ type bundled struct {
 	mu     sync.Mutex
 	rootfs *os.File
 	joins  []Namespace
+	groups []uint32 // of Config.GroupAdd, since Start
+}
+
+func (b *bundled) lookupGroups(names []string) ([]uint32, error) {
+	root := b.root()
+	if root == nil {
+		return nil, errors.New("supplementary groups are looked up on layers only")
+	}
+	return users.LookupGroups(int(root.Fd()), names)
+}
+
+// shareMemory puts another container's /dev/shm in the place of the container's own.
+func (b *bundled) shareMemory(list []specs.Mount) ([]specs.Mount, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.IndexFunc(b.joins, func(n Namespace) bool { return n.Kind == SharedMemory })
+	at := slices.IndexFunc(list, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
+	if i < 0 || at < 0 {
+		return list, nil
+	}
+	shm, err := openShm(b.joins[i].File)
+	if err != nil {
+		return nil, fmt.Errorf("/dev/shm of the other container: %w", err)
+	}
+	b.joins[i].File.Close()
+	b.joins[i].File = shm // closed with the namespaces
+	list = slices.Clone(list)
+	list[at] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: fmt.Sprintf("/proc/self/fd/%d", shm.Fd()), Options: []string{"bind", "rprivate"}}
+	return list, nil
+}
+
+// openShm clones the /dev/shm of a mount namespace, by a thread that goes there and ends.
+func openShm(ns *os.File) (*os.File, error) {
+	type result struct {
+		f   *os.File
+		err error
+	}
+	done := make(chan result, 1)
+	go func() { // ends with the result
+		goruntime.LockOSThread() // and never back
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- result{nil, os.NewSyscallError("unshare", err)}
+			return
+		}
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			done <- result{nil, os.NewSyscallError("setns", err)}
+			return
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, "/dev/shm", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			done <- result{nil, os.NewSyscallError("open_tree", err)}
+			return
+		}
+		done <- result{os.NewFile(uintptr(fd), "/dev/shm"), nil}
+	}()
+	r := <-done
+	return r.f, r.err
 }
 
 // Join implements Runner.
@@ -42,6 +102,9 @@ func (b *bundled) joined(linux *specs.Linux) *specs.Linux {
 	changed := *linux
 	changed.Namespaces = slices.Clone(linux.Namespaces)
 	for _, j := range b.joins {
+		if j.Kind == SharedMemory {
+			continue
+		}
 		kind, path := specs.LinuxNamespaceType(j.Kind), fmt.Sprintf("/proc/self/fd/%d", j.File.Fd())
 		i := slices.IndexFunc(changed.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
 		if i < 0 {
@@ -73,7 +136,7 @@ func (b *bundled) Prepare(cfg *Config) error {
 }
 
 // Start starts the container on the overlay, or on the spec's own root where the configuration names no layers.
-func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (Container, error) {
+func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container, err error) {
 	if err := b.Prepare(cfg); err != nil {
 		return nil, err
 	}
@@ -83,6 +146,15 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (Container, e
 	spec.Linux = b.joined(spec.Linux)
 	if cfg.User != "" {
 		process.User.Username = cfg.User
+	}
+	if len(cfg.GroupAdd) > 0 {
+		if b.groups, err = b.lookupGroups(cfg.GroupAdd); err != nil {
+			return nil, err
+		}
+		process.User.AdditionalGids = b.groups
+	}
+	if spec.Mounts, err = b.shareMemory(spec.Mounts); err != nil {
+		return nil, err
 	}
 	if cfg.TTY {
 		process.ConsoleSize = &specs.Box{Height: uint(cfg.Height), Width: uint(cfg.Width)}
@@ -97,7 +169,7 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (Container, e
 	if err != nil {
 		return nil, err
 	}
-	return bundle{c}, b.Release() // from now on the mount is the container's
+	return bundle{c, b.groups}, b.Release() // from now on the mount is the container's
 }
 
 func (b *bundled) root() *os.File {
@@ -121,7 +193,10 @@ func (b *bundled) Release() error {
 }
 
 // bundle makes a runtime.Container a Container.
-type bundle struct{ c *runtime.Container }
+type bundle struct {
+	c      *runtime.Container
+	groups []uint32 // of Config.GroupAdd
+}
 
 func (b bundle) Init() Process { return program{b.c.Init()} }
 func (b bundle) Kill() error   { return b.c.Kill() }
@@ -135,6 +210,7 @@ func (b bundle) OOMKilled() bool {
 }
 
 func (b bundle) Exec(ctx context.Context, p *specs.Process, f Files) (Process, error) {
+	p.User.AdditionalGids = append(slices.Clone(p.User.AdditionalGids), b.groups...)
 	x, err := b.c.Exec(ctx, p, runtime.Files{Stdin: f.Stdin, Stdout: f.Stdout, Stderr: f.Stderr})
 	if err != nil {
 		return nil, err

@@ -35,6 +35,9 @@ type Config struct {
 	Init            bool // a tiny first process reaps zombies and forwards signals
 	Height, Width   uint16
 	StopSignal      string                // "" is SIGTERM
+	StopTimeout     *int                  `json:",omitempty"` // seconds from StopSignal to SIGKILL, if the client does not say; negative: never; nil: 10
+	GroupAdd        []string              `json:",omitempty"` // supplementary groups; names are looked up as User is
+	Joins           map[string]string     `json:",omitempty"` // "ipc", "pid" → the container whose namespace it shares; the daemon's business
 	CgroupParent    string                // cgroup below which the container's is made
 	Socket          string                // where the monitor listens
 	Log             string                `json:",omitempty"` // "" is log.json in the container's directory

@@ -28,6 +28,9 @@ type Namespace struct {
 	File *os.File
 }
 
+// SharedMemory is the Kind of a mount namespace whose /dev/shm the container gets.
+const SharedMemory = "shm"
+
 func closeNamespaces(list []Namespace) {
 	for _, n := range list {
 		n.File.Close()

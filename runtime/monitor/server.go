@@ -155,6 +155,9 @@ func (m *Monitor) handleStop(ctx context.Context, r *control.Request) error {
 	if a.Signal == "" {
 		a.Signal = m.cfg.StopSignal
 	}
+	if t := m.cfg.StopTimeout; a.Own && t != nil {
+		a.Timeout = *t
+	}
 	n, err := parseSignal(a.Signal, unix.SIGTERM)
 	if err != nil {
 		return &control.Error{Code: control.CodeInvalid, Message: err.Error()}

@@ -65,6 +65,23 @@ func Lookup(root int, spec string) (User, error) {
 	return u, nil
 }
 
+// LookupGroups turns names and numbers of groups into numbers.
+func LookupGroups(root int, names []string) ([]uint32, error) {
+	var ids []uint32
+	for _, name := range names {
+		group, err := open(root, "/etc/group")
+		if err != nil {
+			return nil, err
+		}
+		id, err := findGroup(name, group)
+		if err := errors.Join(err, group.Close()); err != nil {
+			return nil, fmt.Errorf("group %q: %w", name, err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
 // open opens a file of the container for reading; one that is missing is empty.
 func open(root int, name string) (io.ReadCloser, error) {
 	how := unix.OpenHow{

@@ -82,6 +82,13 @@ func main() {
 			os.Exit(1)
 		}
 		fmt.Println(text)
+	case "link": // tells where one leads
+		name, err := os.Readlink(os.Args[2])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(name)
 	case "cat":
 		for _, name := range os.Args[2:] {
 			b, err := os.ReadFile(name)
