@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/snapfs/snapfs/internal/credentials"
 	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/layers/registry"
@@ -40,6 +42,11 @@ func (c *CredentialsConfig) validate() error {
 	}
 	return nil
 }
+
+// withoutCore sees to it that the kernel writes no core of this process, in whose
+// memory passwords are, and lets nobody but root look into it. A program that it
+// executes begins anew (prctl(2), PR_SET_DUMPABLE).
+func withoutCore() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 
 // pullsMemory is the name under which the supervisor keeps what came with pulls.
 const pullsMemory = "credentials"

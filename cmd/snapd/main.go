@@ -45,6 +45,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	log := c.Log.logger()
 	setContainerdLog(c.Log)
+	if err := withoutCore(); err != nil {
+		log.Warn("a core of this process would have credentials in it", "err", err)
+	}
 	if supervisor.IsWorker() {
 		err = work(c, log)
 	} else {
