@@ -257,7 +257,7 @@ func (d *daemon) logs(_ context.Context, r *control.Request) error {
 
 // stats adds the counters of the Stats structs of all parts.
 func (d *daemon) stats(m map[string]int64) {
-	for part, stats := range map[string]any{"objectfs": &d.fs.Stats, "fetch": d.fetcher.Stats(), "registry": &d.counts} {
+	for part, stats := range map[string]any{"objectfs": &d.fs.Stats, "fetch": d.fetcher.Stats(), "registry": &d.counts, "content": &d.contents} {
 		flatten(m, part, stats)
 	}
 }

@@ -23,7 +23,7 @@ const contentDir = "content"
 // asks it for anything unless containerd is configured to.
 func (c *containerd) openContent() (err error) {
 	dir := cmp.Or(c.Content, filepath.Join(c.d.c.Root, contentDir, c.Name))
-	c.content, err = blobs.Open(context.Background(), blobs.Options{Root: dir, Book: c.d.images, Blobs: c.d.registry, Log: c.log})
+	c.content, err = blobs.Open(context.Background(), blobs.Options{Root: dir, Book: c.d.images, Blobs: c.d.registry, Log: c.log, Stats: &c.d.contents})
 	if err != nil {
 		return fmt.Errorf("content: %w", err)
 	}

@@ -30,6 +30,12 @@ var counterNames = map[string][2]string{
 	"fetch.errors":   {"", "Reads that failed."},
 	"fetch.lies":     {"", "Objects of a layer with other bytes than promised."},
 
+	"content.promised": {"", "Blobs that containerd was told are in its content store, and that are in a registry."},
+	"content.fetched":  {"", "Of these, blobs that came because somebody read them."},
+	"content.bytes":    {"content_received_bytes_total", "Stored bytes that came for that."},
+	"content.resumed":  {"", "Fetches of blobs that went on where an earlier one had ended."},
+	"content.failed":   {"", "Fetches of blobs that came to nothing."},
+
 	"registry.requests":     {"", "HTTP requests, without those for tokens."},
 	"registry.bytes":        {"registry_received_bytes_total", "Body bytes received."},
 	"registry.sent":         {"registry_sent_bytes_total", "Body bytes pushed."},

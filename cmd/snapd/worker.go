@@ -32,6 +32,7 @@ import (
 	"github.com/snapfs/snapfs/layers/registry"
 	"github.com/snapfs/snapfs/layers/soci"
 	"github.com/snapfs/snapfs/runtime/monitor"
+	"github.com/snapfs/snapfs/snapshotter/blobs"
 )
 
 // daemon is the worker's stack, from the bottom up.
@@ -44,6 +45,7 @@ type daemon struct {
 	providers       *credentials.Providers // nil: there are none
 	registry        *registry.Registry
 	counts          registry.Stats
+	contents        blobs.Stats // of all containerds
 	events          *events.Log
 	meter           meter.Meter
 	starts          *starts.Book

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -28,8 +29,12 @@ func (s *Store) fetch(ctx context.Context, p *promise) error {
 		}
 		s.o.Log.Info("fetching a blob that was asked for", "blob", p.Desc.Digest, "n", p.Desc.Size, "ref", p.Sources[0])
 		if err := s.fetchFrom(ctx, p); err != nil {
+			if ctx.Err() == nil {
+				s.o.Stats.Failed.Add(1)
+			}
 			return fmt.Errorf("content %s, which is not local: %w", p.Desc.Digest, err)
 		}
+		s.o.Stats.Fetched.Add(1)
 		return nil
 	})
 }
@@ -87,7 +92,10 @@ func (s *Store) fetchOnce(ctx context.Context, p *promise, source string) (again
 		st.Offset, err = 0, w.Truncate(0)
 	}
 	if err == nil {
-		err = s.copy(ctx, w, ref, p, st.Offset)
+		if st.Offset > 0 {
+			s.o.Stats.Resumed.Add(1)
+		}
+		err = s.copy(ctx, counted{w, &s.o.Stats.Bytes}, ref, p, st.Offset)
 	}
 	if err == nil {
 		if err = w.Commit(ctx, p.Desc.Size, p.Desc.Digest); err == nil || errdefs.IsAlreadyExists(err) {
@@ -117,7 +125,7 @@ func (s *Store) copy(ctx context.Context, w io.Writer, ref registry.Ref, p *prom
 			return translate(err)
 		}
 		defer r.Close() // only read
-		_, err = io.CopyBuffer(onlyWriter{w}, &translated{r}, buf)
+		_, err = io.CopyBuffer(w, &translated{r}, buf)
 		return err
 	}
 	b, err := s.o.Blobs.Blob(ref, p.Desc)
@@ -141,8 +149,17 @@ func (s *Store) copy(ctx context.Context, w io.Writer, ref registry.Ref, p *prom
 // of registry's parallel streams.
 const resumePart = 4 << 20
 
-// onlyWriter hides other methods, so that io.CopyBuffer uses the buffer.
-type onlyWriter struct{ io.Writer }
+// counted counts what is written. It hides other methods, so that io.CopyBuffer uses its buffer.
+type counted struct {
+	w io.Writer
+	n *atomic.Int64
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
 
 // translated is a reader from the network; errors of the writer must stay apart.
 type translated struct{ r io.Reader }

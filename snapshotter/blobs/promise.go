@@ -101,12 +101,12 @@ func (ps *promises) all() []*promise {
 	})
 }
 
-// add writes a promise down.
-func (ps *promises) add(desc ocispec.Descriptor, sources []string) (*promise, error) {
+// add writes a promise down, if that was not done already.
+func (ps *promises) add(desc ocispec.Descriptor, sources []string) (_ *promise, added bool, err error) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if p := ps.m[desc.Digest]; p != nil {
-		return p, nil
+		return p, false, nil
 	}
 	p := &promise{
 		Desc:    ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size},
@@ -114,16 +114,16 @@ func (ps *promises) add(desc ocispec.Descriptor, sources []string) (*promise, er
 	}
 	raw, err := json.Marshal(p)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if _, err := parsePromise(raw); err != nil { // what could not be read back is not promised
-		return nil, fmt.Errorf("promise %s: %w", desc.Digest, err)
+		return nil, false, fmt.Errorf("promise %s: %w", desc.Digest, err)
 	}
 	if err := writeFile(filepath.Join(ps.dir, fileName(desc.Digest)), raw); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	ps.m[desc.Digest] = p
-	return p, nil
+	return p, true, nil
 }
 
 // remove withdraws a promise. It is nil if there was none.

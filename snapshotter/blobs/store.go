@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -48,6 +49,16 @@ type Options struct {
 	// containerd's max_concurrent_downloads.
 	Parallel int
 	Log      *slog.Logger // nil: discard
+	Stats    *Stats       // nil: counted nowhere
+}
+
+// Stats counts what Stores do.
+type Stats struct {
+	Promised atomic.Int64 // blobs said to be here that are in a registry
+	Fetched  atomic.Int64 // of them, those that came because somebody read
+	Bytes    atomic.Int64 // stored bytes that came for that
+	Resumed  atomic.Int64 // fetches that went on where an earlier one had ended
+	Failed   atomic.Int64 // fetches that came to nothing; not those that nobody waited for any more
 }
 
 // A Store is a content.Store. It is safe for concurrent use.
@@ -70,6 +81,9 @@ func Open(base context.Context, o Options) (*Store, error) {
 	if o.Parallel <= 0 {
 		o.Parallel = 3
 	}
+	if o.Stats == nil {
+		o.Stats = new(Stats)
+	}
 	for _, dir := range []string{"blobs", "promised", "labels"} { // local.Store's Walk wants blobs to exist
 		if err := os.MkdirAll(filepath.Join(o.Root, dir), 0o700); err != nil {
 			return nil, err
@@ -84,7 +98,19 @@ func Open(base context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	s.flights.open(base)
-	return s, nil
+	return s, s.forget(base)
+}
+
+// forget drops what fetches have left of blobs that are not promised any more.
+func (s *Store) forget(ctx context.Context) error {
+	all, err := s.local.ListStatuses(ctx)
+	for _, st := range all {
+		d, mine := strings.CutPrefix(st.Ref, ours)
+		if mine && s.promised.get(digest.Digest(d)) == nil {
+			err = errors.Join(err, s.local.Abort(ctx, st.Ref))
+		}
+	}
+	return err
 }
 
 // Close ends what is being fetched. What has come of it is kept.
@@ -141,7 +167,11 @@ func (s *Store) promise(ctx context.Context, dgst digest.Digest) (*promise, erro
 		desc = ocispec.Descriptor{Digest: dgst, Size: int64(len(data))}
 		return nil, content.WriteBlob(ctx, s.local, ours+dgst.String(), bytes.NewReader(data), desc)
 	}
-	return s.promised.add(desc, sources)
+	p, added, err := s.promised.add(desc, sources)
+	if added {
+		s.o.Stats.Promised.Add(1)
+	}
+	return p, err
 }
 
 // ReaderAt opens a blob. One that is only promised is fetched first, all of it.
@@ -202,6 +232,10 @@ func (s *Store) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) err
 // is promised again to whoever asks next.
 func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 	if err := s.local.Delete(ctx, dgst); err != nil { // nil if there is no such file
+		return err
+	}
+	// A fetch that is under way is of what nobody has any more, and fails.
+	if err := s.local.Abort(ctx, ours+dgst.String()); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	return errors.Join(s.promised.remove(dgst), s.labels.Set(dgst, nil))

@@ -41,6 +41,7 @@ type world struct {
 	document bool // blobs are documents, at hand
 
 	streams, ranges atomic.Int64
+	stats           Stats
 	// stream, if set, stands in front of the bytes of a stream.
 	stream func(ctx context.Context, ref string, r io.Reader) (io.Reader, error)
 }
@@ -120,7 +121,7 @@ func (w *world) open(t *testing.T, root string) *Store {
 		all[d] = b
 	}
 	w.mu.Unlock()
-	s, err := Open(context.Background(), Options{Root: root, Book: w, Blobs: away{w, all}})
+	s, err := Open(context.Background(), Options{Root: root, Book: w, Blobs: away{w, all}, Stats: &w.stats})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,6 +396,52 @@ func TestAllLeave(t *testing.T) {
 	if s, r := w.streams.Load(), w.ranges.Load(); s != 1 || r != 1 {
 		t.Errorf("%d streams and %d ranges, want 1 and 1", s, r)
 	}
+	st := &w.stats
+	if p, f, n, r, failed := st.Promised.Load(), st.Fetched.Load(), st.Bytes.Load(), st.Resumed.Load(), st.Failed.Load(); p != 1 || f != 1 || n != desc.Size || r != 1 || failed != 0 {
+		t.Errorf("promised %d, fetched %d, %d bytes, resumed %d, failed %d; want 1, 1, %d, 1, 0", p, f, n, r, failed, desc.Size)
+	}
+}
+
+// TestNothingStays: what a fetch has left goes with the promise, whether that is
+// withdrawn or lost.
+func TestNothingStays(t *testing.T) {
+	w := newWorld()
+	started := make(chan struct{}, 1)
+	w.stream = func(ctx context.Context, _ string, r io.Reader) (io.Reader, error) {
+		return io.MultiReader(io.LimitReader(r, 2<<20), blocked{ctx, started}), nil
+	}
+	one, two := w.add(randomBytes(3<<20)), w.add(randomBytes(3<<20+1))
+	root := t.TempDir()
+	s := w.open(t, root)
+	left := func(want int) {
+		t.Helper()
+		if files, err := os.ReadDir(filepath.Join(root, "ingest")); err != nil || len(files) != want {
+			t.Errorf("%d ingests, %v; want %d", len(files), err, want)
+		}
+	}
+	for _, d := range []ocispec.Descriptor{one, two} {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := content.ReadBlob(ctx, s, d)
+			done <- err
+		}()
+		<-started
+		cancel()
+		<-done
+	}
+	s.flights.wg.Wait()
+	left(2)
+	if err := s.Delete(t.Context(), one.Digest); err != nil {
+		t.Fatal(err)
+	}
+	left(1)
+	s.Close()
+	if err := os.Remove(filepath.Join(root, "promised", fileName(two.Digest))); err != nil {
+		t.Fatal(err)
+	}
+	w.open(t, root)
+	left(0)
 }
 
 // blocked says that it is read, and ends with ctx.
