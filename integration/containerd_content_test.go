@@ -20,24 +20,31 @@ import (
 
 // newConfigured makes a containerd that snapd itself has configured, and a
 // daemon that knows its socket. Neither is started.
-func newConfigured(t *testing.T, p peers.Peer, flags ...string) *ctrd {
+func newConfigured(t *testing.T, k kind, flags ...string) *ctrd {
 	t.Helper()
+	k.overlayfs = true // without what it is that is to be configured
 	m := newMachine(t, "")
 	m.config = fmt.Sprintf("[[containerd]]\naddress = %q\n", filepath.Join(m.dir, "c", "c.sock"))
 	m.start() // whoever makes a containerd wants to see a socket
-	c := m.newContainerd("c", kind{peer: p, overlayfs: true})
+	c := m.newContainerd("c", k)
 	c.snapshotter = "snapfs"
 	file := filepath.Join(c.home, "config.toml")
 	if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	c.configure(flags...)
+	return c
+}
+
+// configure has snapd change the configuration.
+func (c *ctrd) configure(flags ...string) {
+	c.Helper()
 	c.node(0, append([]string{"config", "--write"}, flags...)...)
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(filepath.Join(c.home, "config.toml"))
 	if err != nil {
-		t.Fatal(err)
+		c.Fatal(err)
 	}
 	c.text = string(text)
-	return c
 }
 
 // node is snapd containerd, about c.
@@ -97,7 +104,7 @@ func TestContainerdContent(t *testing.T) {
 	hub := newHub(t)
 	for _, p := range []peers.Peer{peers.Containerd24, peers.Containerd23, peers.Containerd22} {
 		t.Run(p.Version, func(t *testing.T) {
-			c := newConfigured(t, p, "--content")
+			c := newConfigured(t, kind{peer: p}, "--content")
 			c.start()
 			im := newImage(t, zstdChunked, base(t), someFiles(1800+uint64(len(p.Version)), "data", 30))
 			name := "content-" + p.Version
@@ -154,7 +161,7 @@ func TestContainerdContent(t *testing.T) {
 func TestContainerdContentCrashes(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	c := newConfigured(t, peers.Containerd24)
+	c := newConfigured(t, kind{peer: peers.Containerd24})
 	// Each has a base of its own: an image of which a layer was there already stays
 	// a minute (internal/images, linger), and the test would have to wait for that.
 	newImage := func(seed uint64) *image {
@@ -174,20 +181,31 @@ func TestContainerdContentCrashes(t *testing.T) {
 		t.Error("an image without its layers was exported")
 	}
 
+	// In a content store that is empty there is yet what snapd knows. Of another
+	// image not even the manifest is, and check says where that is.
+	o := *c
+	o.snapshotter = "overlayfs"
+	theirs := hub.put(t, "content-theirs", newImage(1899))
+	o.pull(theirs)
+	c.stop()
+	c.configure("--content")
+	c.start()
+	if out := c.node(1, "check"); !strings.Contains(out, "lacks the manifests of 1 images ("+theirs) || !strings.Contains(out, filepath.Join(c.home, "root", "io.containerd.content.v1.content")) {
+		t.Errorf("check with another content store:\n%s", out)
+	}
+	c.ctr("content", "fetch", "--plain-http", ref)
+	c.ctr("images", "export", "/dev/null", ref)
+
 	// Its own content store is taken over, with all that is in it.
 	c.stop()
 	c.machine.stop()
 	own := filepath.Join(c.home, "root", "io.containerd.content.v1.content")
 	c.machine.config += fmt.Sprintf("content = %q\n", own)
 	c.machine.start()
-	c.node(0, "config", "--write", "--content")
-	text, err := os.ReadFile(filepath.Join(c.home, "config.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.text = string(text)
 	c.start()
 	c.eventually("entries of an image from before", func() bool { return c.has(im) })
+	c.ctr("images", "export", "/dev/null", theirs)
+	c.ctr("images", "rm", "--sync", theirs)
 
 	// Nothing is lost by deaths in the middle of a pull.
 	other := newImage(1901)
@@ -228,6 +246,38 @@ func TestContainerdContentCrashes(t *testing.T) {
 	}
 	c.empty()
 	c.machine.nothingLeftSoon()
+}
+
+// TestContainerdCheckPause: a pause image that was pulled before CRI's snapshotter
+// was ours keeps every pod from starting, and check says so.
+func TestContainerdCheckPause(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t)
+	ref := hub.put(t, "pause", newImage(t, gzipTar, base(t)))
+	for _, p := range []peers.Peer{peers.Containerd24, peers.Containerd22} {
+		t.Run(p.Version, func(t *testing.T) {
+			c := newConfigured(t, kind{peer: p, cri: true}, "--cri")
+			c.text += fmt.Sprintf("[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = %q\n", ref)
+			c.start()
+			k := c.within("k8s.io")
+			says := func(status int, want string) {
+				t.Helper()
+				if out := c.node(status, "check", "--cri"); !strings.Contains(out, want) {
+					t.Errorf("check:\n%s\nwant %q", out, want)
+				}
+			}
+			says(0, "is not pulled yet")
+			k.snapshotter = "overlayfs"
+			k.pull(ref)
+			says(1, "was pulled for another snapshotter: no pod starts")
+			k.ctr("images", "rm", "--sync", ref)
+			k.snapshotter = "snapfs"
+			k.pull(ref)
+			says(0, "the pause image is unpacked on snapfs")
+			k.empty()
+			c.machine.nothingLeftSoon()
+		})
+	}
 }
 
 // spoil changes the last byte of a blob, however it is asked for.

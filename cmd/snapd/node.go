@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -173,7 +174,25 @@ func (n *nodeCommand) merge(ctx context.Context, file string, o node.Options) er
 	if kept != "" {
 		fmt.Fprintf(n.stdout, "what was there is kept as %s\n", kept)
 	}
+	if n.content && n.version == "" {
+		n.hint(ctx, file)
+	}
 	return nil
+}
+
+// hint says where the content is that containerd has had until now.
+func (n *nodeCommand) hint(ctx context.Context, file string) {
+	dump, err := runProgram(ctx, n.program, "--config", file, "config", "dump")
+	if err != nil {
+		return // it was tried before
+	}
+	own := node.OwnContent(node.RootOf(dump))
+	if n.entry.Content == own {
+		return
+	}
+	if found, err := filepath.Glob(filepath.Join(own, "blobs", "*", "*")); err == nil && len(found) > 0 {
+		fmt.Fprintf(n.stdout, "containerd's own content store has %d blobs. To keep them in use, before that:\n\n  # %s\n  [[containerd]]\n  content = %q\n\n", len(found), defaultConfigFile, own)
+	}
 }
 
 func (n *nodeCommand) check(ctx context.Context) int {

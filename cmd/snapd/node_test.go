@@ -58,6 +58,23 @@ func TestNodeConfig(t *testing.T) {
 	has(call(0, write...), "is changed; restart containerd")
 	has(call(0, write...), "says all that is needed")
 	has(call(0, append(write, "--content")...), "is changed", "is kept as "+file+".")
+	own := filepath.Join(dir, "ctd", "io.containerd.content.v1.content", "blobs", "sha256")
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"is changed", "own content store has 1 blobs"} {
+		if err := os.WriteFile(file, []byte("version = 4\nroot = '"+dir+"/ctd'\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out := call(0, append(write, "--content")...)
+		has(out, want)
+		if i == 0 && strings.Contains(out, "own content") {
+			t.Errorf("of an empty store it says\n%s", out)
+		}
+		if err := os.WriteFile(filepath.Join(own, "0"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := os.WriteFile(file, []byte("version = 4\nroot = 'bad'\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -75,6 +75,15 @@ func (s *settings) table(path ...string) map[string]any {
 	return t
 }
 
+// RootOf is the directory of the state of the containerd that has printed dump.
+func RootOf(dump []byte) string {
+	s, err := parseDump(dump)
+	if err != nil {
+		return ""
+	}
+	return s.text("root")
+}
+
 // images is a setting of CRI for images.
 func (s *settings) images(key ...string) []string { return append(images(s.version), key...) }
 

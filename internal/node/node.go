@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -39,12 +40,12 @@ import (
 
 // A Node is a machine that is to be diagnosed.
 type Node struct {
-	Options         // of them, Version is found out
-	Program  string // containerd: a name in PATH, or a path
-	Config   string // its configuration file; "": its default
-	Address  string // its socket; "": as configured
-	Control  string // snapd's control socket
-	MaxDepth int    // images that are looked into; 0: 500
+	Options        // of them, Version is found out
+	Program string // containerd: a name in PATH, or a path
+	Config  string // its configuration file; "": its default
+	Address string // its socket; "": as configured
+	Control string // snapd's control socket
+	Most    int    // images that are looked into; 0: 500
 	// Run runs a program and returns what it prints to stdout, also with an error.
 	Run func(ctx context.Context, name string, args ...string) ([]byte, error)
 	// Units are systemd's units that should start snapd; none if there is no systemd.
@@ -62,8 +63,8 @@ func Check(ctx context.Context, n Node) []Finding {
 	if n.Name == "" {
 		n.Name = Name
 	}
-	if n.MaxDepth == 0 {
-		n.MaxDepth = 500
+	if n.Most == 0 {
+		n.Most = 500
 	}
 	r := &report{}
 	r.kernel(n.Root)
@@ -222,7 +223,7 @@ func (r *report) running(ctx context.Context, n Node, s *settings) {
 	}
 	l := look{conn: conn, store: proxy.NewContentStore(conn)}
 	r.pause(ctx, l, n, s)
-	r.contents(ctx, l, n.MaxDepth, backing)
+	r.contents(ctx, l, n.Most, backing, OwnContent(s.text("root")))
 }
 
 // plugins compares the plugins that run with those that are configured.
@@ -260,6 +261,9 @@ func sameList(a []string, b any) bool {
 	}
 	return true
 }
+
+// OwnContent is where a containerd with this root has its own content store.
+func OwnContent(root string) string { return filepath.Join(root, pluginContent) }
 
 // A look is a look into containerd's images.
 type look struct {
@@ -330,13 +334,13 @@ func (b bounded) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.Re
 }
 
 // contents counts the images of which containerd's content store lacks layers.
-func (r *report) contents(ctx context.Context, l look, most int, is entries.Backing) {
+func (r *report) contents(ctx context.Context, l look, most int, is entries.Backing, root string) {
 	ns, err := namespacesapi.NewNamespacesClient(l.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
 		r.warn("see containerd's log", "namespaces: %v", errgrpc.ToNative(err))
 		return
 	}
-	seen, lacking, example := 0, 0, ""
+	seen, lacking, headless, example := 0, 0, 0, ""
 	for _, n := range ns.GetNamespaces() {
 		ctx := namespaces.WithNamespace(ctx, n.GetName())
 		all, err := imagesapi.NewImagesClient(l.conn).List(ctx, &imagesapi.ListImagesRequest{})
@@ -349,16 +353,22 @@ func (r *report) contents(ctx context.Context, l look, most int, is entries.Back
 				break
 			}
 			missing, err := l.missing(ctx, im)
-			if err != nil {
+			switch {
+			case errdefs.IsNotFound(err):
+				headless++
+				example = fmt.Sprintf("%s in %s", im.GetName(), n.GetName())
+			case err != nil:
 				r.warn("pull it again", "image %s in %s: %v", im.GetName(), n.GetName(), err)
-			}
-			if missing > 0 {
+			case missing > 0:
 				lacking++
 				example = fmt.Sprintf("%s in %s lacks %d", im.GetName(), n.GetName(), missing)
 			}
 		}
 	}
 	switch {
+	case headless > 0:
+		r.fail(`[[containerd]] content = "`+root+`" in snapd's configuration, if these are in containerd's own store; or pull them again`,
+			"containerd's content store lacks the manifests of %d images (%s): was it another one when they were pulled?", headless, example)
 	case lacking == 0:
 		r.ok("containerd's content store has the layers of all %d images that were looked at", min(seen, most))
 	case is == entries.Shared:
@@ -369,15 +379,12 @@ func (r *report) contents(ctx context.Context, l look, most int, is entries.Back
 	}
 }
 
-// missing counts layers of an image, for this machine, that have no entry. A
-// manifest that is missing is one.
+// missing counts layers of an image, for this machine, that have no entry. The
+// error is ErrNotFound if its manifest is not there.
 func (l look) missing(ctx context.Context, im *imagesapi.Image) (n int, err error) {
 	t := im.GetTarget()
 	target := ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}
 	m, err := coreimages.Manifest(ctx, bounded{l.store}, target, platforms.Default())
-	if errdefs.IsNotFound(err) {
-		return 1, nil // the content store was exchanged, perhaps
-	}
 	if err != nil {
 		return 0, err
 	}
