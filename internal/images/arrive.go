@@ -46,6 +46,9 @@ func (s *Service) Layer(ctx context.Context, w Wanted, blob, diffID digest.Diges
 	if err != nil {
 		return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
 	}
+	if s.base.Err() != nil { // nobody would wait for what begins now
+		return Layer{}, nil, context.Cause(s.base)
+	}
 	id := w.id(ref)
 	if err := s.refused.why(id, blob); err != nil {
 		return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
@@ -399,9 +402,9 @@ func (s *Service) arrived(a *arrival, w Wanted) (release func(), ok bool, err er
 		}
 		return nil
 	})
-	if name := canonical(w.Ref); err == nil && (len(m.Asked) == 0 || m.Asked[len(m.Asked)-1] != name) {
+	if err == nil {
 		err = s.db.Update(func(tx *bolt.Tx) error {
-			return change(tx, "manifests", string(w.Manifest), func(m *manifestRow) { m.ask(name) })
+			return change(tx, "manifests", string(w.Manifest), func(m *manifestRow) { m.ask(canonical(w.Ref)) })
 		})
 	}
 	if err != nil { // not all of it is here

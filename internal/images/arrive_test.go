@@ -376,6 +376,23 @@ func (b *book) nothing() {
 	}
 }
 
+// TestFindNewest: a name stands for what it was last asked for as.
+func TestFindNewest(t *testing.T) {
+	b := newBook(t)
+	one := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 3))
+	two := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(2, "b", 3))
+	for _, im := range []*imagestest.Image{one, two, one} {
+		b.take(im)
+		b.done()
+		if k, err := b.Find(im.Ref); err != nil || k.Desc.Digest != im.Desc.Digest {
+			t.Errorf("Find: %v, %v; want %s", k, err, im.Desc.Digest)
+		}
+	}
+	if _, err := b.Find("sha256:"); err == nil {
+		t.Error("everything begins with nothing")
+	}
+}
+
 func TestCanonical(t *testing.T) {
 	d := "@sha256:" + strings.Repeat("a", 64)
 	for name, want := range map[string]string{

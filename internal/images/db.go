@@ -47,7 +47,8 @@ type manifestRow struct {
 	Platform string
 	Aliased  *aliased `json:",omitempty"`
 	// Asked is what snapshotters call the image, the newest last; see unnamed.go.
-	Asked []string `json:",omitempty"`
+	Asked   []string  `json:",omitempty"`
+	AskedAt time.Time `json:",omitzero"` // the last time
 	// Quarantine is not nil if nothing may be started on the image.
 	Quarantine *Quarantine `json:",omitempty"`
 }

@@ -98,6 +98,11 @@ func (s *Service) leaveTo(ctx context.Context, id string, w Wanted, err error) {
 
 // noteLeft keeps the reason for those who ask.
 func (s *Service) noteLeft(id string, w Wanted, err error) {
+	var was leftRow
+	known := s.db.View(func(tx *bolt.Tx) error { return get(tx, "left", id, &was) }) == nil
+	if known && was.Why == err.Error() && time.Since(was.At) < refusedFor {
+		return
+	}
 	row := leftRow{Ref: w.Ref, Manifest: w.Manifest, Why: err.Error(), At: time.Now().UTC()}
 	s.Log.Warn("image is left to containerd", "ref", w.Ref, "manifest", w.Manifest, "err", err)
 	s.event(events.Left, w.Ref, "digest", w.Manifest, "error", err)

@@ -146,7 +146,7 @@ func (s *Service) bringIn(ctx context.Context, img *registry.Image, by found, b 
 		switch err := get(tx, "manifests", string(row.Desc.Digest), &was); {
 		case err == nil:
 			row.keepAliased(&was)
-			row.Asked = was.Asked
+			row.Asked, row.AskedAt = was.Asked, was.AskedAt
 		case b.name == "" && b.asked == "" || !errors.Is(err, fs.ErrNotExist):
 			return err // it was removed meanwhile
 		}

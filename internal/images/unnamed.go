@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
@@ -34,7 +35,7 @@ func (m *manifestRow) ask(ref string) {
 		return
 	}
 	m.Asked = append(slices.DeleteFunc(m.Asked, func(r string) bool { return r == ref }), ref)
-	m.Asked = m.Asked[max(0, len(m.Asked)-maxAsked):]
+	m.Asked, m.AskedAt = m.Asked[max(0, len(m.Asked)-maxAsked):], time.Now().UTC()
 }
 
 // Find is Get for images that snapshotters have asked for, too.
@@ -61,10 +62,11 @@ func (s *Service) Find(name string) (*Known, error) {
 		return nil, verr
 	case len(found) == 0:
 		return nil, err
-	case len(found) > 1 && !slices.Contains(found[0].Asked, want): // of several with the name, any may be the newest
+	case len(found) > 1 && !slices.Contains(found[0].Asked, want):
 		return nil, ErrAmbiguous
 	}
-	return found[len(found)-1], nil
+	// What a tag stood for before may be mounted still; it stands for the newest.
+	return slices.MaxFunc(found, func(a, b *Known) int { return a.AskedAt.Compare(b.AskedAt) }), nil
 }
 
 // canonical is a reference as the book has it; "" if it is none. Of tag and digest
