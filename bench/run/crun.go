@@ -34,23 +34,11 @@ type crunner struct {
 
 // startCrun makes the bundle.
 func startCrun(bundle string, spec *specs.Spec, rootfs string) (*crunner, error) {
-	s := *spec
-	s.Version = "1.0.2" // crun 1.8 knows none after 1.0
-	s.Root = &specs.Root{Path: rootfs, Readonly: spec.Root.Readonly}
-	linux := *spec.Linux
-	linux.CgroupsPath = path.Join(cgroupParent, "crun")
-	s.Linux = &linux
-	b, err := json.Marshal(&s)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(bundle, 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), b, 0o600); err != nil {
+	if err := writeBundle(bundle, spec, rootfs, "crun"); err != nil {
 		return nil, err
 	}
 	c := new(crunner)
+	var err error
 	if c.cmd, err = self(verbCrun, bundle); err != nil {
 		return nil, err
 	}
@@ -65,6 +53,24 @@ func startCrun(bundle string, spec *specs.Spec, rootfs string) (*crunner, error)
 	}
 	c.out = bufio.NewReader(out)
 	return c, c.cmd.Start()
+}
+
+// writeBundle makes a bundle of a spec, on a root file system.
+func writeBundle(bundle string, spec *specs.Spec, rootfs, cgroup string) error {
+	s := *spec
+	s.Version = "1.0.2" // crun 1.8 knows none after 1.0
+	s.Root = &specs.Root{Path: rootfs, Readonly: spec.Root.Readonly}
+	linux := *spec.Linux
+	linux.CgroupsPath = path.Join(cgroupParent, cgroup)
+	s.Linux = &linux
+	b, err := json.Marshal(&s)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(bundle, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(bundle, "config.json"), b, 0o600)
 }
 
 func (c *crunner) run(_ context.Context, n int) (time.Duration, error) {
@@ -91,7 +97,7 @@ func serveCrun(bundle string) error {
 		return fmt.Errorf("umount %s: %w", unified, err)
 	}
 	for sc := bufio.NewScanner(os.Stdin); sc.Scan(); {
-		t, err := crunOnce(bundle, sc.Text())
+		t, err := runBundle("crun", bundle, sc.Text())
 		if err != nil {
 			fmt.Println(err)
 			continue
@@ -101,8 +107,9 @@ func serveCrun(bundle string) error {
 	return nil
 }
 
-func crunOnce(bundle, id string) (time.Duration, error) {
-	cmd := exec.Command("crun", "--root", filepath.Join(bundle, "state"), "run", "--bundle", bundle, id)
+// runBundle runs a bundle with a runtime that has runc's command line.
+func runBundle(program, bundle, id string) (time.Duration, error) {
+	cmd := exec.Command(program, "--root", filepath.Join(bundle, "state"), "run", "--bundle", bundle, id)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	begin := time.Now()

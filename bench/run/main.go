@@ -27,10 +27,11 @@ before each, as nobody starts containers back to back (the first move of a proce
 between cgroups after some quiet costs the kernel about 10 ms):
 
   crun      crun run of the bundle
+  snaprun   snaprun run of the bundle: snapctl as an OCI runtime
   snapctl   snapctl run --rm --network none IMAGE COMMAND, against a warm snapd
   runtime   package runtime's NewPlan, Start, Wait and Close in this process
 
-crun and runtime get the spec of a container that snapd made, with Docker's seccomp
+crun, snaprun and runtime get the spec of a container that snapd made, with Docker's seccomp
 profile, and a root file system of the image, mounted already; snapctl run
 makes container, monitor and overlay as well. The table has the medians from the
 start of the command to its end, and the medians of the ratios to crun of the same round.

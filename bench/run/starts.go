@@ -91,8 +91,13 @@ func (c *config) interleave(ctx context.Context, d *daemon, image string, spec *
 		return nil, err
 	}
 	defer root.Close()
+	snaprun, err := c.startSnaprun(filepath.Join(c.work, "snaprun"), spec, rootfs)
+	if err != nil {
+		return nil, err
+	}
 	runners := []runner{
 		{"crun", crun.run},
+		{"snaprun", snaprun},
 		{"snapctl", func(ctx context.Context, _ int) (time.Duration, error) {
 			begin := time.Now()
 			err := d.snapctl(ctx, append([]string{"run", "--rm", "--quiet", "--network", "none", image}, c.command...)...)
@@ -119,6 +124,24 @@ func (c *config) interleave(ctx context.Context, d *daemon, image string, spec *
 		rows = append(rows, newRow(r.name, times[i], times[0]))
 	}
 	return rows, nil
+}
+
+// startSnaprun makes a bundle for our own command line.
+func (c *config) startSnaprun(bundle string, spec *specs.Spec, rootfs string) (func(context.Context, int) (time.Duration, error), error) {
+	name := filepath.Join(c.work, "as", "snaprun")
+	bin, err := filepath.Abs(filepath.Join(c.bin, "snapctl"))
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.Mkdir(filepath.Dir(name), 0o700), os.Symlink(bin, name)); err != nil {
+		return nil, err
+	}
+	if err := writeBundle(bundle, spec, rootfs, "snaprun"); err != nil {
+		return nil, err
+	}
+	return func(_ context.Context, n int) (time.Duration, error) {
+		return runBundle(name, bundle, fmt.Sprintf("snaprun-%d", n))
+	}, nil
 }
 
 // inProcess starts the container by package runtime.

@@ -175,7 +175,7 @@ func (m making) prepare(c *CLI, id string, foreground bool) (*job, error) {
 // discard forgets a container that did not come to be.
 func (j *job) discard() error {
 	j.k.release()
-	return os.RemoveAll(j.k.dir)
+	return j.k.removeDir()
 }
 
 // recordProcess stores what later calls need to find the process.
@@ -270,7 +270,7 @@ func run(ctx context.Context, c *CLI, args []string) error {
 	}
 	caught := make(chan os.Signal, 64)
 	if !m.detach {
-		signal.Notify(caught) // before there is anybody to pass them on to
+		signal.Notify(caught, forwarded...) // before there is anybody to pass them on to
 	}
 	j, err := m.prepare(c, rest[0], !m.detach)
 	if err != nil {
@@ -309,6 +309,13 @@ func exit(status int) error {
 	return &statusError{status: status}
 }
 
+// forwarded are the signals that are passed on: those that people and
+// supervisors send. Each costs a start about 6 µs; all of them would be 0.4 ms.
+var forwarded = []os.Signal{
+	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT,
+	unix.SIGTSTP, unix.SIGALRM, unix.SIGIO, unix.SIGPWR, unix.SIGXCPU, syscall.Signal(34), syscall.Signal(37), syscall.Signal(38), // SIGRTMIN, +3, +4: systemd's halt and poweroff
+}
+
 // attend passes signals on to a process until it ends.
 func (c *CLI) attend(ctx context.Context, p *runtime.Process, caught chan os.Signal, terminal bool) (int, error) {
 	if terminal {
@@ -327,7 +334,7 @@ func (c *CLI) attend(ctx context.Context, p *runtime.Process, caught chan os.Sig
 		case sig := <-caught:
 			n, ok := sig.(syscall.Signal)
 			switch {
-			case !ok || n == unix.SIGCHLD || n == unix.SIGURG || n == unix.SIGPIPE: // ours
+			case !ok:
 			case n == unix.SIGWINCH && terminal:
 				_ = c.resize(p)
 			default:

@@ -102,7 +102,7 @@ func (c *CLI) execute(ctx context.Context, args []string) error {
 func (c *CLI) executeIn(ctx context.Context, r *runtime.Container, proc *specs.Process, files runtime.Files, t *tweak) error {
 	caught := make(chan os.Signal, 64)
 	if !t.detach {
-		signal.Notify(caught)
+		signal.Notify(caught, forwarded...)
 	}
 	start := r.Exec
 	if t.ignorePaused {

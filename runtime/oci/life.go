@@ -280,7 +280,7 @@ func (c *CLI) destroy(ctx context.Context, k *container) error {
 		}
 	}
 	_, plan, perr := c.configOf(k)
-	if err := os.RemoveAll(k.dir); err != nil {
+	if err := k.removeDir(); err != nil {
 		return err
 	}
 	if perr == nil && k.Process != nil {

@@ -176,6 +176,17 @@ func (k *container) store() error {
 	return replace(filepath.Join(k.dir, stateFile), b, 0o600)
 }
 
+// removeDir forgets a container.
+func (k *container) removeDir() error {
+	for _, name := range []string{stateFile, configFile} {
+		_ = unix.Unlink(filepath.Join(k.dir, name))
+	}
+	if unix.Rmdir(k.dir) == nil { // the most of the time that is all there was
+		return nil
+	}
+	return os.RemoveAll(k.dir)
+}
+
 // replace writes a file whole: it is the old one or the new one to everybody.
 func replace(name string, b []byte, mode fs.FileMode) error {
 	tmp := filepath.Join(filepath.Dir(name), "."+filepath.Base(name))
