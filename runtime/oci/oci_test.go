@@ -59,6 +59,7 @@ type bench struct {
 	spec   *specs.Spec
 	bin    string
 	out    *bufio.Reader
+	prefix []string // of a command line; nil is ours
 }
 
 // newBench makes a bundle whose process runs the program inside with some arguments.
@@ -112,13 +113,27 @@ func (b *bench) write() {
 }
 
 func (b *bench) cmd(args ...string) *exec.Cmd {
-	return exec.Command(b.bin, append([]string{"--root", b.root}, args...)...)
+	line := append(b.prefix, append([]string{"--root", b.root}, args...)...)
+	if b.prefix == nil {
+		line = append([]string{b.bin}, line...)
+	}
+	return exec.Command(line[0], line[1:]...)
 }
 
-// run runs a command line and returns all it wrote.
+// run runs a command line and returns all it wrote until its own end: a
+// container that it leaves behind may go on writing.
 func (b *bench) run(args ...string) (string, error) {
-	out, err := b.cmd(args...).CombinedOutput()
-	return string(out), err
+	f, err := os.CreateTemp(b.bundle, "output")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	cmd := b.cmd(args...)
+	cmd.Stdout, cmd.Stderr = f, f
+	err = cmd.Run()
+	out, rerr := os.ReadFile(f.Name())
+	return string(out), errors.Join(err, rerr)
 }
 
 // ok is run that has to succeed.
