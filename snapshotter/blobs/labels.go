@@ -75,7 +75,7 @@ func (l *labelFiles) set(d digest.Digest, m map[string]string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, raw)
+	return writeFile(path, raw, true)
 }
 
 // Update changes some labels of a blob; "" removes one.

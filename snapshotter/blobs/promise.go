@@ -119,7 +119,9 @@ func (ps *promises) add(desc ocispec.Descriptor, sources []string) (_ *promise, 
 	if _, err := parsePromise(raw); err != nil { // what could not be read back is not promised
 		return nil, false, fmt.Errorf("promise %s: %w", desc.Digest, err)
 	}
-	if err := writeFile(filepath.Join(ps.dir, fileName(desc.Digest)), raw); err != nil {
+	// Without a sync: containerd holds its database's lock meanwhile, and what a
+	// power cut takes the book yet knows, as long as a snapshot needs it.
+	if err := writeFile(filepath.Join(ps.dir, fileName(desc.Digest)), raw, false); err != nil {
 		return nil, false, err
 	}
 	ps.m[desc.Digest] = p
@@ -143,9 +145,9 @@ func (ps *promises) remove(d digest.Digest) error {
 // fileName is what a valid digest's file is called.
 func fileName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
-// writeFile makes or replaces a file, durably: containerd syncs the entry that
-// depends on it.
-func writeFile(path string, data []byte) (err error) {
+// writeFile makes or replaces a file, whole or not at all, and if durable so
+// that a power cut does not undo it.
+func writeFile(path string, data []byte, durable bool) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
 		return err
@@ -156,13 +158,13 @@ func writeFile(path string, data []byte) (err error) {
 		}
 	}()
 	_, err = f.Write(data)
-	if err == nil {
+	if err == nil && durable {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := os.Rename(f.Name(), path); err != nil || !durable {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))

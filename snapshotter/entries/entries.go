@@ -72,10 +72,12 @@ type entry struct {
 }
 
 const (
-	maxQueue     = 8192             // entries that wait: 64 images with 128 layers each
-	maxTries     = 12               // of one entry: four minutes, if it is alone
-	firstPause   = time.Second      // before something is tried again, doubled each time
-	maxPause     = 30 * time.Second // the longest
+	maxQueue     = 8192                  // entries that wait: 64 images with 128 layers each
+	maxTries     = 12                    // of one entry: four minutes, if it is alone
+	firstPause   = time.Second           // before something is tried again, doubled each time
+	maxPause     = 30 * time.Second      // the longest
+	settleAfter  = 50 * time.Millisecond // without a further layer; a pull asks for one every ten
+	settleAtMost = time.Second
 	askTimeout   = 20 * time.Second // for one entry, or for what containerd is
 	sweepTimeout = 5 * time.Minute
 	askAgain     = time.Minute // how long it is believed what containerd is
@@ -177,6 +179,7 @@ func (e *Entries) run(base context.Context, one func(context.Context, key) error
 		if en == nil {
 			select {
 			case <-e.wake:
+				e.settle(base)
 				continue
 			case <-base.Done():
 				return
@@ -207,6 +210,23 @@ func (e *Entries) run(base context.Context, one func(context.Context, key) error
 			return
 		}
 		pause = min(2*pause, maxPause)
+	}
+}
+
+// settle waits until a pull has asked for its last layer, as it seems. Each entry is
+// two transactions of containerd's database, which a pull waits for, too.
+func (e *Entries) settle(base context.Context) {
+	late := time.After(settleAtMost)
+	for {
+		select {
+		case <-e.wake:
+		case <-time.After(settleAfter):
+			return
+		case <-late:
+			return
+		case <-base.Done():
+			return
+		}
 	}
 }
 

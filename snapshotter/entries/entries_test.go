@@ -295,6 +295,7 @@ func queueOf(one func(context.Context, key) error) (e *Entries, stop func()) {
 	e = &Entries{o: Options{Log: slog.New(slog.DiscardHandler)}, wake: make(chan struct{}, 1), queued: map[key]bool{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.wg.Go(func() { e.run(ctx, one) })
+	synctest.Wait() // until it waits
 	return e, func() { cancel(); e.wg.Wait() }
 }
 
@@ -317,13 +318,13 @@ func TestRetry(t *testing.T) {
 		e.Prepared("one", layer.Digest)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if got, want := fmt.Sprint(tries), "[0s 1s 3s 7s]"; got != want {
+		if got, want := fmt.Sprint(tries), "[50ms 1.05s 3.05s 7.05s]"; got != want {
 			t.Errorf("tries at %s, want %s", got, want)
 		}
 		mu.Lock()
 		down = false
 		mu.Unlock()
-		time.Sleep(5 * time.Second)
+		time.Sleep(6 * time.Second)
 		synctest.Wait()
 		if len(tries) != 5 || len(e.queued) != 0 {
 			t.Errorf("%d tries, %d queued; want 5 and none", len(tries), len(e.queued))
@@ -337,6 +338,36 @@ func TestRetry(t *testing.T) {
 		synctest.Wait()
 		if len(tries) != maxTries || len(e.queued) != 0 {
 			t.Errorf("%d tries, %d queued; want %d and none", len(tries), len(e.queued), maxTries)
+		}
+	})
+}
+
+// TestSettle: entries are made when a pull is over, but not for ever later.
+func TestSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var made atomic.Int64
+		e, stop := queueOf(func(context.Context, key) error { made.Add(1); return nil })
+		defer stop()
+		for i := range 10 {
+			e.Prepared("one", digest.FromString(fmt.Sprint(i)))
+			time.Sleep(settleAfter - 1)
+		}
+		synctest.Wait()
+		if n := made.Load(); n != 0 {
+			t.Errorf("%d were made meanwhile", n)
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if n := made.Load(); n != 10 {
+			t.Errorf("%d were made, want 10", n)
+		}
+		for i := range 30 {
+			e.Prepared("two", digest.FromString(fmt.Sprint(i)))
+			time.Sleep(settleAfter - 1)
+		}
+		synctest.Wait()
+		if n := made.Load(); n < 20 {
+			t.Errorf("in %v %d were made", 30*settleAfter, n-10)
 		}
 	})
 }
@@ -378,11 +409,13 @@ func TestBound(t *testing.T) {
 			t.Errorf("%d are queued, want %d", len(e.queued), maxQueue)
 		}
 		close(release)
+		time.Sleep(settleAtMost)
 		synctest.Wait()
 		if n := made.Load(); n != maxQueue || len(e.queued) != 0 {
 			t.Errorf("%d made, %d queued; want %d and none", n, len(e.queued), maxQueue)
 		}
 		e.Prepared("one", layer.Digest)
+		time.Sleep(settleAfter)
 		synctest.Wait()
 		if made.Load() != maxQueue+1 {
 			t.Error("after that nothing is made")
