@@ -90,13 +90,15 @@ func (c *Chain) first(ctx context.Context, ask registry.Ask) (registry.Credentia
 	return registry.Credential{}, errors.Join(errs...)
 }
 
-// Docker is docker's config and helpers as a source. For a moment it remembers of
-// a host that there is nothing: a helper is a process.
+// Docker is docker's config and helpers as a source. All who ask about a host at
+// the same time share one answer, and for a moment it remembers of a host that
+// there is nothing: a helper is a process.
 type Docker struct {
 	Lookup func(ctx context.Context, ask registry.Ask) (registry.Credential, error)
 
-	mu   sync.Mutex
-	none map[string]nothing // by host
+	mu    sync.Mutex
+	none  map[string]nothing // by host
+	under map[string]*lookup // by host
 }
 
 type nothing struct {
@@ -104,31 +106,80 @@ type nothing struct {
 	err error
 }
 
+// A lookup is one that is under way.
+type lookup struct {
+	done chan struct{} // closed when the rest is set
+	cred registry.Credential
+	err  error
+	over bool // who asked has given up: there is no answer
+}
+
 var _ Source = (*Docker)(nil)
 
 // Credentials asks docker's config.
 func (d *Docker) Credentials(ctx context.Context, ask registry.Ask) ([]registry.Credential, error) {
-	d.mu.Lock()
-	n, ok := d.none[ask.Host]
-	d.mu.Unlock()
-	if age := time.Since(n.at); ok && (age < moment || age < brief && !ask.Anew) {
-		return nil, n.err
+	for {
+		l, mine, n := d.join(ask)
+		switch {
+		case l == nil:
+			return nil, n.err
+		case mine:
+			d.ask(ctx, l, ask)
+		default:
+			select {
+			case <-l.done:
+			case <-ctx.Done():
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case l.over: // but we have not
+		case l.err != nil || l.cred.IsZero():
+			return nil, l.err
+		default:
+			return []registry.Credential{l.cred}, nil
+		}
 	}
-	cred, err := d.Lookup(ctx, registry.Ask{Host: ask.Host, Image: ask.Image, Mirror: ask.Mirror})
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
+}
+
+// join returns the lookup that is under way for a host, or one that is the
+// caller's to make, or what is remembered.
+func (d *Docker) join(ask registry.Ask) (l *lookup, mine bool, n nothing) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err == nil && !cred.IsZero() {
+	n, ok := d.none[ask.Host]
+	if age := time.Since(n.at); ok && (age < moment || age < brief && !ask.Anew) {
+		return nil, false, n
+	}
+	if l = d.under[ask.Host]; l != nil {
+		return l, false, n
+	}
+	if d.under == nil {
+		d.under = make(map[string]*lookup)
+	}
+	l = &lookup{done: make(chan struct{})}
+	d.under[ask.Host] = l
+	return l, true, n
+}
+
+func (d *Docker) ask(ctx context.Context, l *lookup, ask registry.Ask) {
+	defer close(l.done)
+	l.cred, l.err = d.Lookup(ctx, registry.Ask{Host: ask.Host, Image: ask.Image, Mirror: ask.Mirror})
+	l.over = ctx.Err() != nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.under, ask.Host)
+	switch {
+	case l.over:
+	case l.err == nil && !l.cred.IsZero():
 		delete(d.none, ask.Host)
-		return []registry.Credential{cred}, nil
+	default:
+		if d.none == nil || len(d.none) >= maxHosts {
+			d.none = make(map[string]nothing)
+		}
+		d.none[ask.Host] = nothing{time.Now(), l.err}
 	}
-	if d.none == nil || len(d.none) >= maxHosts {
-		d.none = make(map[string]nothing)
-	}
-	d.none[ask.Host] = nothing{time.Now(), err}
-	return nil, err
 }
 
 const maxHosts = 1024 // of which it is remembered that there is nothing

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,6 +141,44 @@ func TestDocker(t *testing.T) {
 		}
 		if len(d.none) > maxHosts {
 			t.Errorf("%d hosts are remembered", len(d.none))
+		}
+	})
+}
+
+// TestDockerFlight: one lookup for all, and if who made it gives up, another's.
+func TestDockerFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asks atomic.Int64
+		d := &Docker{Lookup: func(ctx context.Context, ask registry.Ask) (registry.Credential, error) {
+			asks.Add(1)
+			select {
+			case <-time.After(time.Second):
+				return registry.Credential{User: "u", Secret: "s"}, nil
+			case <-ctx.Done():
+				return registry.Credential{}, ctx.Err()
+			}
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() {
+			if _, err := d.Credentials(ctx, registry.Ask{Host: "r.example"}); !errors.Is(err, context.Canceled) {
+				t.Errorf("Credentials = %v, want Canceled", err)
+			}
+		})
+		synctest.Wait()
+		for range 20 {
+			all.Go(func() {
+				list, err := d.Credentials(t.Context(), registry.Ask{Host: "r.example"})
+				if len(list) != 1 || list[0].Secret != "s" || err != nil {
+					t.Errorf("Credentials = %v, %v", list, err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancel()
+		all.Wait()
+		if asks.Load() != 2 {
+			t.Errorf("%d lookups, want 2: that which was given up, and another", asks.Load())
 		}
 	})
 }
