@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/starts"
 	"github.com/snapfs/snapfs/internal/telemetry"
 	"github.com/snapfs/snapfs/layers/fetch"
@@ -108,6 +109,19 @@ func familiar(ref string) string {
 		return r.Familiar()
 	}
 	return ref
+}
+
+// asked records where the time goes when an image comes in for containerd.
+func (d *daemon) asked(ref string) (progress func(control.Progress), done func(*images.Known, error)) {
+	s := d.starts.Begin(starts.Pull, ref)
+	return s.Watch(func(control.Progress) {}), func(k *images.Known, err error) {
+		if err != nil {
+			s.Failed(err)
+			return
+		}
+		s.Image(familiar(k.Ref), string(k.Desc.Digest), nil)
+		s.Pulled()
+	}
 }
 
 // pull is images.Pull with a record of where the time went.

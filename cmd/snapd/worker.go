@@ -137,6 +137,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	d.images, err = images.Open(ctx, images.Options{
 		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Files: d.files, Mounter: d.w,
 		Held:     d.held,
+		Asked:    d.asked,
 		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
 		Complete: c.Pull.Complete, Indexes: indexes, Events: d.events, Log: d.log,
 	})

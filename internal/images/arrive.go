@@ -333,10 +333,25 @@ func (s *Service) bringParts(ctx context.Context, a *arrival, ref registry.Ref, 
 	}
 	defer s.worked.Store(true)
 	nothing, began := func() {}, time.Now()
-	img, by, err := s.resolve(ctx, ref, "", true, untold)
+	progress := untold
+	var row *manifestRow
+	if s.Asked != nil {
+		told, done := s.Asked(w.Ref)
+		progress = told
+		defer func() {
+			if err != nil {
+				done(nil, err)
+				return
+			}
+			done(&Known{Ref: canonical(w.Ref), manifestRow: *row, Pulled: time.Now()}, nil)
+		}()
+	}
+	progress(control.Progress{Action: "resolving"})
+	img, by, err := s.resolve(ctx, ref, "", true, progress)
 	if err != nil {
 		return nothing, err
 	}
+	progress(control.Progress{Action: "resolving", Done: true})
 	defer by.source.close()
 	if q := s.quarantined(img.Desc.Digest); q != nil {
 		return nothing, fmt.Errorf("%w: %s", ErrQuarantined, q)
@@ -354,7 +369,7 @@ func (s *Service) bringParts(ctx context.Context, a *arrival, ref registry.Ref, 
 	}
 	release = s.pin(img, by)
 	a.expect(Wanted{w.Ref, img.Desc.Digest}, parts)
-	row, err := s.bringIn(ctx, img, by, bringing{asked: canonical(w.Ref), there: func(i int, key string) { parts[i].readable(key) }}, untold)
+	row, err = s.bringIn(ctx, img, by, bringing{asked: canonical(w.Ref), there: func(i int, key string) { parts[i].readable(key) }}, progress)
 	if err != nil {
 		return release, err
 	}

@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/images/imagestest"
 	"github.com/snapfs/snapfs/layers"
 )
@@ -390,6 +392,50 @@ func TestFindNewest(t *testing.T) {
 	}
 	if _, err := b.Find("sha256:"); err == nil {
 		t.Error("everything begins with nothing")
+	}
+}
+
+// TestAsked: somebody may listen to how an image comes in.
+func TestAsked(t *testing.T) {
+	b := newBook(t)
+	var mu sync.Mutex
+	var heard []string
+	b.Options.Asked = func(ref string) (func(control.Progress), func(*Known, error)) {
+		return func(p control.Progress) {
+				mu.Lock()
+				defer mu.Unlock()
+				if p.Done {
+					heard = append(heard, p.Action)
+				}
+			}, func(k *Known, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				heard = append(heard, fmt.Sprint(ref, k != nil && k.Ref == ref, err != nil))
+			}
+	}
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 3))
+	ask := func() []string {
+		b.layer(im, 0)
+		b.done()
+		mu.Lock()
+		defer mu.Unlock()
+		list := heard
+		heard = nil
+		return list
+	}
+	b.hub.Misbehave(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusForbidden)
+		return true
+	})
+	if got, want := ask(), []string{im.Ref + "false true"}; !slices.Equal(got, want) {
+		t.Errorf("an image that cannot be had: %q, want %q", got, want)
+	}
+	b.hub.Misbehave(nil)
+	if got, want := ask(), []string{"resolving", "searching", "pulling", "building", im.Ref + "true false"}; !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
+		t.Errorf("an image that comes in: %q, want %q", got, want)
+	}
+	if got := ask(); got != nil {
+		t.Errorf("an image that is here: %q", got)
 	}
 }
 

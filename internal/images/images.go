@@ -59,7 +59,7 @@ type Mounter interface {
 	UnmountImage(ctx context.Context, id string) error
 }
 
-// Options of a Service. All but Held, Complete, Events and Log are needed.
+// Options of a Service. All but Held, Asked, Complete, Events and Log are needed.
 type Options struct {
 	Root, Run string
 	Registry  *registry.Registry
@@ -74,6 +74,9 @@ type Options struct {
 	// It waits until they are there to ask. It is called while things are removed,
 	// when Layer and Mount wait: a lock that it takes must not be held around them.
 	Held func(ctx context.Context) (Held, error)
+	// Asked hears when an image begins to come in because a snapshotter has asked
+	// for ref, and of its progress, and how it went; nil: nobody listens.
+	Asked func(ref string) (progress func(control.Progress), done func(*Known, error))
 	// Complete fetches the rest of an image in the background once it was asked for.
 	Complete bool
 	Indexes  Indexes
