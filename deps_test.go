@@ -73,7 +73,7 @@ func TestOnlyOneImporter(t *testing.T) {
 	for pkg, allowed := range map[string][]string{
 		"github.com/hanwen/go-fuse/v2/fuse": {module + "/fs/objectfs"},
 		// internal/telemetry listens for scrapers and sends spans, if it is configured to.
-		"github.com/vishvananda/netlink": {module + "/internal/network", module + "/integration"},
+		"github.com/vishvananda/netlink": {module + "/internal/network"},
 		"github.com/google/nftables":     {module + "/internal/network"},
 		"net/http":                       {module + "/layers/registry", module + "/internal/telemetry", module + "/internal/images/imagestest", module + "/bench/"},
 	} {

@@ -6,14 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	"github.com/snapfs/snapfs/internal/network/networktest"
 )
 
 // networkMachine is a containerMachine with a bridge of its own.
@@ -30,107 +28,11 @@ func networkMachine(t *testing.T, config ...string) *machine {
 
 var bridges atomic.Int32
 
-// An outside machine is a network namespace with a link to this one, and a route through it.
-type outside struct {
-	ns         netns.NsHandle
-	host, self string // addresses of IPv4
-	host6      string
-}
-
-var outsides atomic.Int32
-
-// newOutside connects a machine by a link of its own.
-func newOutside(t *testing.T) *outside {
-	t.Helper()
-	n := int(outsides.Add(1))
-	o := &outside{host: fmt.Sprintf("198.51.%d.1", n), self: fmt.Sprintf("198.51.%d.2", n), host6: fmt.Sprintf("2001:db8:%d::1", n)}
-	o.ns = newNetns(t)
-	name := fmt.Sprintf("out%d", n)
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(o.ns)}
-	must(t, netlink.LinkAdd(veth))
-	t.Cleanup(func() { netlink.LinkDel(veth) })
-	up := func(h *netlink.Handle, link string, addrs ...string) {
-		l, err := h.LinkByName(link)
-		must(t, err)
-		for _, a := range addrs {
-			addr, err := netlink.ParseAddr(a)
-			must(t, err)
-			addr.Flags = 0x02 // IFA_F_NODAD
-			must(t, h.AddrAdd(l, addr))
-		}
-		must(t, h.LinkSetUp(l))
-	}
-	here, err := netlink.NewHandle()
-	must(t, err)
-	defer here.Close()
-	up(here, name, o.host+"/24", o.host6+"/64")
-	there, err := netlink.NewHandleAt(o.ns)
-	must(t, err)
-	defer there.Close()
-	up(there, "lo")
-	up(there, "eth0", o.self+"/24", fmt.Sprintf("2001:db8:%d::2/64", n))
-	return o
-}
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func newNetns(t *testing.T) netns.NsHandle {
-	t.Helper()
-	var ns netns.NsHandle
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never back: the thread ends here
-		ns, err = netns.New()
-	}()
-	<-done
-	must(t, err)
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
-// run does something in the outside machine.
-func (o *outside) run(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never back
-		if err := netns.Set(o.ns); err != nil {
-			panic(err)
-		}
-		f()
-	}()
-	<-done
-}
-
-// ask asks a server from the outside.
-func (o *outside) ask(kind, addr string) (text string, err error) {
-	o.run(func() { text, err = ask(kind, addr) })
-	return text, err
-}
-
-// ask returns what a server says, as "inside ask" does.
-func ask(kind, addr string) (string, error) {
-	c, err := net.DialTimeout(kind, addr, time.Second)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(time.Second))
-	if _, err := c.Write([]byte("?")); err != nil {
-		return "", err
-	}
-	b := make([]byte, 1000)
-	n, err := c.Read(b)
-	return string(b[:n]), err
 }
 
 // netImage is an image with the tests' program.
@@ -154,9 +56,9 @@ func (m *machine) serves(names ...string) {
 // TestNetwork publishes a server and asks it from everywhere.
 func TestNetwork(t *testing.T) {
 	t.Parallel()
-	hub, m, out := newHub(t), networkMachine(t), newOutside(t)
+	hub, m, out := newHub(t), networkMachine(t), networktest.NewMachine(t)
 	ref := netImage(t, hub, "network")
-	m.ok("run", "-d", "--name", "web", "--ready", "line=serving", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "8053:53/udp", "-p", out.host+":8082:80",
+	m.ok("run", "-d", "--name", "web", "--ready", "line=serving", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "8053:53/udp", "-p", out.Host+":8082:80",
 		ref, "/inside", "serve", "web", "tcp:80", "tcp:81", "udp:53")
 	m.serves("web")
 	for _, row := range []struct {
@@ -165,29 +67,29 @@ func TestNetwork(t *testing.T) {
 	}{
 		{"host", "tcp", "127.0.0.1:8080", true},
 		{"host", "tcp", "[::1]:8080", false},
-		{"host", "tcp", out.host + ":8080", true},
-		{"host", "tcp", "[" + out.host6 + "]:8080", true},
+		{"host", "tcp", out.Host + ":8080", true},
+		{"host", "tcp", "[" + out.Host6 + "]:8080", true},
 		{"host", "tcp", "127.0.0.1:8081", true},
-		{"host", "tcp", out.host + ":8081", false},
+		{"host", "tcp", out.Host + ":8081", false},
 		{"host", "udp", "127.0.0.1:8053", true},
 		{"host", "udp", "[::1]:8053", false},
-		{"outside", "tcp", out.host + ":8080", true},
-		{"outside", "tcp", "[" + out.host6 + "]:8080", true},
-		{"outside", "udp", out.host + ":8053", true},
-		{"outside", "tcp", out.host + ":8081", false},
-		{"outside", "tcp", out.host + ":8082", true},
-		{"outside", "tcp", out.host + ":81", false},
+		{"outside", "tcp", out.Host + ":8080", true},
+		{"outside", "tcp", "[" + out.Host6 + "]:8080", true},
+		{"outside", "udp", out.Host + ":8053", true},
+		{"outside", "tcp", out.Host + ":8081", false},
+		{"outside", "tcp", out.Host + ":8082", true},
+		{"outside", "tcp", out.Host + ":81", false},
 	} {
-		ask := ask
+		ask := networktest.Ask
 		if row.from == "outside" {
-			ask = out.ask
+			ask = out.Ask
 		}
 		text, err := ask(row.kind, row.addr)
 		if works := err == nil && strings.HasPrefix(text, "web "); works != row.works {
 			t.Errorf("%s asks %s %s: %q, %v; want an answer: %v", row.from, row.kind, row.addr, text, err, row.works)
 		}
 	}
-	host := out.host + ":8080"
+	host := out.Host + ":8080"
 	if text := m.ok("run", "--rm", ref, "/inside", "ask", "tcp", host); !strings.HasPrefix(text, "web ") {
 		t.Errorf("another container asks %s: %q", host, text)
 	}
@@ -213,7 +115,7 @@ func (m *machine) fails(args ...string) string {
 func (m *machine) answers(kind, addr string) string {
 	m.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		text, err := ask(kind, addr)
+		text, err := networktest.Ask(kind, addr)
 		if err == nil {
 			return text
 		}
@@ -334,7 +236,7 @@ func TestNetworkSharing(t *testing.T) {
 	m.ok("run", "--rm", "--ipc", "container:ns", ref, "/inside", "cat", "/dev/shm/x")
 	host := func(kind string, args ...string) {
 		t.Helper()
-		want, err := os.Readlink("/proc/self/ns/" + kind)
+		want, err := os.Readlink("/proc/thread-self/ns/" + kind) // the first thread may be anywhere
 		must(t, err)
 		if got := m.ok(append(append([]string{"run", "--rm"}, args...), ref, "/inside", "link", "/proc/self/ns/"+kind)...); strings.TrimSpace(got) != want {
 			t.Errorf("%v: %s is %s, the host's %s", args, kind, got, want)

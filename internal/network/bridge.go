@@ -88,8 +88,12 @@ func (s *Service) open() error {
 		}
 	}
 	s.mu.Lock()
+	old := s.t
 	s.t, s.ready = t, true
 	s.mu.Unlock()
+	if old != nil {
+		return old.close()
+	}
 	return nil
 }
 

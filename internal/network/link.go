@@ -160,7 +160,8 @@ func (n *namespace) configure(e *control.Endpoint) error {
 			return fmt.Errorf("%s: route by %s: %w", containerLink, a.gateway, err)
 		}
 	}
-	return nil
+	_, err = n.h.LinkByIndex(link.Attrs().Index) // see connect
+	return err
 }
 
 // addAddress adds an address that can be used at once: nobody else has it.

@@ -175,6 +175,9 @@ func (s *Service) Close() error {
 	if s.h != nil {
 		s.h.Close()
 	}
+	if s.t != nil {
+		return s.t.close()
+	}
 	return nil
 }
 
@@ -388,9 +391,24 @@ func (s *Service) connect(e *endpoint) (_ *os.File, err error) {
 	if err := s.addLink(e, mac, ns.file); err != nil {
 		return nil, fmt.Errorf("link %s: %w", e.Link, err)
 	}
+	if err := ns.configure(&e.Endpoint); err != nil {
+		return nil, err
+	}
+	// Links are asked for only now that both ends are up: that one can be used is
+	// known by work in the background, unless somebody asks (rtnl_getlink in
+	// net/core/rtnetlink.c, since Linux 6.9). Else the first packet may be lost, which
+	// costs a second. The bridge itself can be used since it has a port.
 	host, err := s.h.LinkByName(e.Link)
 	if err != nil {
 		return nil, fmt.Errorf("link %s: %w", e.Link, err)
+	}
+	s.mu.Lock()
+	bridge, alone := s.index, len(s.endpoints) == 1
+	s.mu.Unlock()
+	if alone {
+		if _, err := s.h.LinkByIndex(bridge); err != nil {
+			return nil, fmt.Errorf("bridge %s: %w", s.Bridge, err)
+		}
 	}
 	if len(e.Ports) > 0 {
 		// Where br_netfilter is at work, what a container sends to its own published
@@ -398,9 +416,6 @@ func (s *Service) connect(e *endpoint) (_ *os.File, err error) {
 		if err := s.h.LinkSetHairpin(host, true); err != nil {
 			return nil, fmt.Errorf("link %s: hairpin: %w", e.Link, err)
 		}
-	}
-	if err := ns.configure(&e.Endpoint); err != nil {
-		return nil, err
 	}
 	s.mu.Lock()
 	e.index = host.Attrs().Index
@@ -428,6 +443,11 @@ func (s *Service) addLink(e *endpoint, mac net.HardwareAddr, ns *os.File) error 
 		}
 	case errors.Is(err, unix.EXFULL): // 1023 ports (BR_MAX_PORTS, net/bridge/br_private.h)
 		s.reapNow(0)
+	case errors.Is(err, unix.EINVAL):
+		if _, berr := s.h.LinkByIndex(bridge); berr != nil { // it was removed
+			return unix.ENODEV
+		}
+		return err
 	default:
 		return err
 	}

@@ -61,7 +61,8 @@ type tables struct {
 	subnet6        netip.Prefix // invalid without IPv6
 	quiet4, quiet6 []string
 
-	mu sync.Mutex // one transaction at a time: a socket's answers are told apart by order
+	mu sync.Mutex     // one transaction at a time: a socket's answers are told apart by order
+	c  *nftables.Conn // nil before the first, and after an error
 }
 
 // A layout is the tables as objects to be sent.
@@ -163,21 +164,38 @@ func (l *layout) identity(e entry, byMap map[*nftables.Set][]nftables.SetElement
 	return nil
 }
 
-// transaction sends what fill says in one piece.
-func (t *tables) transaction(fill func(*nftables.Conn, *layout) error) error {
+// transaction sends what fill says in one piece. The socket is kept: when one is
+// closed, the kernel waits until what was deleted before is gone, for 10 ms
+// (nft_rcv_nl_event in net/netfilter/nf_tables_api.c, Linux 6.18).
+func (t *tables) transaction(fill func(*nftables.Conn, *layout) error) (err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c, err := nftables.New()
-	if err != nil {
-		return err
+	if t.c == nil {
+		if t.c, err = nftables.New(nftables.AsLasting()); err != nil {
+			return err
+		}
 	}
-	if err := fill(c, t.layout()); err != nil {
-		return err
+	if err = fill(t.c, t.layout()); err == nil {
+		if err = t.c.Flush(); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("nftables table %s: %w", t.bridge, err)
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("nftables table %s: %w", t.bridge, err)
+	return errors.Join(err, t.closeLocked())
+}
+
+func (t *tables) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closeLocked()
+}
+
+func (t *tables) closeLocked() (err error) {
+	if t.c != nil {
+		err = t.c.CloseLasting()
 	}
-	return nil
+	t.c = nil
+	return err
 }
 
 // add lets a container in.
