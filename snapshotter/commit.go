@@ -78,6 +78,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		s.Stats.Held.Add(1)
 	default:
 		s.index.put(a.id, base, nil)
+		if a.staged && s.layers != nil {
+			s.layers.Collect()
+		}
 		if a.staged && written {
 			s.Stats.Unstaged.Add(1)
 			if s.unstaged.Swap(time.Now().Unix()) == 0 {
