@@ -76,6 +76,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		s.index.put(a.id, base, &a.row)
 		s.reaper.add(s.dir(a.id))
 		s.Stats.Held.Add(1)
+		if s.held != nil {
+			s.held(ctx, a.row.Layer.Blob)
+		}
 	default:
 		s.index.put(a.id, base, nil)
 		if a.staged && s.layers != nil {

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -11,12 +12,14 @@ import (
 )
 
 // TestHeld: each namespace that asks for a layer which is held is told of, with
-// the first Prepare and with those that find it there, and no other.
+// the first Prepare and with those that find it there, and no other; what is
+// staged, when it is committed.
 func TestHeld(t *testing.T) {
 	needsRoot(t)
 	cs := newContent(t)
 	im, other := testImage(t, cs, "r.example/app:1"), newImage(t, cs, "r.example/unknown:1", []member{file("a", "a")})
 	told := map[string][]digest.Digest{}
+	var staged []digest.Digest
 	s := newSnapshotter(t, Options{Layers: newBook(t, im), Held: func(ctx context.Context, blob digest.Digest) {
 		ns, err := namespaces.NamespaceRequired(ctx)
 		if err != nil {
@@ -35,6 +38,18 @@ func TestHeld(t *testing.T) {
 	}
 	if _, err := s.Prepare(namespaces.WithNamespace(t.Context(), "four"), "container", im.chain[0].String()); err != nil {
 		t.Error(err)
+	}
+	if _, err := contracts[5].pull(namespaces.WithNamespace(t.Context(), "five"), newSnapshotter(t, Options{Layers: newBook(t, im), Held: func(ctx context.Context, blob digest.Digest) {
+		staged = append(staged, blob)
+	}}), cs, im); err != nil {
+		t.Error(err)
+	}
+	var all []digest.Digest
+	for _, l := range im.layers {
+		all = append(all, l.desc.Digest)
+	}
+	if !slices.Equal(staged, all) {
+		t.Errorf("staged layers that are told of: %v, want %v", staged, all)
 	}
 	want := im.layers[0].desc.Digest
 	if len(told) != 2 || len(told["one"]) != 1 || told["one"][0] != want || len(told["two"]) != 1 || told["two"][0] != want {

@@ -33,7 +33,7 @@ func (s *Snapshotter) lazily(ctx context.Context, info snapshots.Info) (_ []moun
 	}
 	if s.held != nil {
 		defer func() {
-			if done && (err == nil || errors.Is(err, errdefs.ErrAlreadyExists)) {
+			if done && errors.Is(err, errdefs.ErrAlreadyExists) { // staged ones are told of when they are committed
 				s.held(ctx, c.blob)
 			}
 		}()

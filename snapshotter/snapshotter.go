@@ -38,9 +38,10 @@ type Options struct {
 	Run    string
 	Layers Layers // the book of images; nil: every layer is left to containerd
 	Mapper Mapper // nil: user namespaces work on images that the book holds whole, and else are refused
-	// Held, if it is not nil, is told of each layer that was asked for and is
-	// held, with the blob that the layer is, in the context of the call: package
-	// entries makes it exist in the call's namespace. It must not block.
+	// Held, if it is not nil, is told of each layer that was asked for and has
+	// become, or was, a committed snapshot that is held, with the blob that it is, in
+	// the context of the call: package entries makes it exist in the call's
+	// namespace. It must not block.
 	Held func(ctx context.Context, blob digest.Digest)
 	Log  *slog.Logger // nil: discard
 }
