@@ -131,6 +131,12 @@ func (s *Service) completeLayer(ctx context.Context, key string, progress func(c
 	if row.Origin == OriginSOCI {
 		complete = s.completeSOCI
 	}
+	defer func() {
+		// What came in while the layer was collected was held from that collection.
+		if gone := s.db.View(func(tx *bolt.Tx) error { return get(tx, "layers", key, new(layerRow)) }); errors.Is(gone, fs.ErrNotExist) {
+			s.CollectSoon()
+		}
+	}()
 	if err := complete(ctx, key, &row, progress); err != nil {
 		return err
 	}
