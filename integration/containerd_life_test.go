@@ -35,7 +35,7 @@ func TestContainerdKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	kill9(t, s.Worker)
-	m.waitReady(s.Supervisor)
+	m.waitNext(s.Supervisor, s.Worker)
 	reads("kill -9 of the worker")
 	m.kill()
 	m.start()

@@ -238,7 +238,7 @@ func TestCRI(t *testing.T) {
 				t.Fatal(err)
 			}
 			kill9(t, s.Worker)
-			m.waitReady(s.Supervisor)
+			m.waitNext(s.Supervisor, s.Worker)
 			im.checkSums(t, "data/", p.exec(id, "/inside", "sums", "/data"))
 			k.kill()
 			k.start()
