@@ -154,14 +154,21 @@ func (a *access) ask(ctx context.Context, c challenge, q Ask, anonymous bool) (*
 	return l, nil
 }
 
+// credential asks for one. That nobody answers in time is no denial: what is slow
+// now may have an answer ready for the next attempt.
 func (a *access) credential(ctx context.Context, q Ask) (Credential, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.reg.opt.Timeouts.NoProgress)
+	within, cancel := context.WithTimeout(ctx, a.reg.opt.Timeouts.NoProgress)
 	defer cancel()
-	cred, err := a.reg.opt.Credentials(ctx, q)
-	if err != nil {
-		return Credential{}, fmt.Errorf("%w: credentials: %w", ErrDenied, err)
+	cred, err := a.reg.opt.Credentials(within, q)
+	switch {
+	case err == nil:
+		return cred, nil
+	case ctx.Err() != nil:
+		return Credential{}, context.Cause(ctx)
+	case within.Err() != nil:
+		return Credential{}, &transportError{method: "credentials for", url: a.image, err: errNoAnswer}
 	}
-	return cred, nil
+	return Credential{}, fmt.Errorf("%w: credentials: %w", ErrDenied, err)
 }
 
 // next takes note that used, nil if nothing was sent, did not suffice: a host has
