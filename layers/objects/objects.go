@@ -72,9 +72,10 @@ type Store struct {
 	dirty   atomic.Bool // something came into fresh/ or packs/ since the last barrier
 	suspect atomic.Bool // a syncfs failed: what it covered may not be on disk
 
-	held  holds
-	files *fileCache
-	packs packSet
+	held   holds
+	files  *fileCache
+	packs  packSet
+	filter *filter
 
 	aside   atomic.Bool // quarantine/ has something in it
 	unclean bool
@@ -98,7 +99,7 @@ func Open(dir string, o Options) (s *Store, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	s = &Store{dir: dir, root: -1, lock: -1, users: -1, boot: o.Boot, log: o.Log, files: newFileCache(o.Files)}
+	s = &Store{filter: new(filter), dir: dir, root: -1, lock: -1, users: -1, boot: o.Boot, log: o.Log, files: newFileCache(o.Files)}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, errors.Join(err, s.release()))
 	}
@@ -184,6 +185,7 @@ func (s *Store) sweepTemp() error {
 // Close makes everything durable and releases the store. If no other process
 // uses it, the next Open believes what is there, also in another boot.
 func (s *Store) Close() error {
+	s.filter.close()
 	err := s.exclusive(func() error {
 		if err := s.barrier(true); err != nil {
 			return err
@@ -330,7 +332,7 @@ func (s *Store) Put(sum layers.Sum, data []byte) error {
 		return &layers.DigestError{Want: sum.Digest(), Got: got.Digest(), From: "object"}
 	}
 	s.held.note(sum)
-	if s.Has(sum) {
+	if s.hasNow(sum) {
 		return nil
 	}
 	if err := s.putFile(sum, data); err != nil {
@@ -353,6 +355,7 @@ func (s *Store) putFile(sum layers.Sum, data []byte) (err error) {
 
 // publish gives the nameless file fd, which holds exactly the bytes of sum, its name.
 func (s *Store) publish(fd int, sum layers.Sum) error {
+	s.filter.add(sum)
 	err := s.link(fd, "fresh/"+sum.Path())
 	if errors.Is(err, fs.ErrExist) {
 		return nil

@@ -67,6 +67,7 @@ func (s *Store) NewPack(name string) (*Pack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create pack %s: %w", name, err)
 	}
+	s.filter.fill(s)
 	p := &Pack{s: s, name: name, fd: fd, buf: make([]byte, 0, writeUnit), own: make(map[layers.Sum]struct{})}
 	p.buf = append(p.buf, packMagic...)
 	return p, nil
@@ -88,7 +89,7 @@ func (p *Pack) Add(data []byte) (layers.Sum, error) {
 		return sum, nil
 	}
 	p.s.held.note(sum)
-	if p.s.Has(sum) {
+	if p.s.hasNow(sum) {
 		return sum, nil
 	}
 	return sum, p.add(sum, data)

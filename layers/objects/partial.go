@@ -358,6 +358,7 @@ func (p *Partial) Promote() error {
 		return errors.Join(err, p.Drop())
 	}
 	p.s.held.note(p.sum)
+	p.s.filter.add(p.sum)
 	err = p.s.settle(p.name, "fresh/"+p.sum.Path())
 	if err == nil && !p.s.Has(p.sum) {
 		err = fmt.Errorf("partial object %s was removed: %w", p.sum, ErrNotCached)

@@ -118,6 +118,7 @@ func (s *Store) restore(name string, sum layers.Sum) (bool, error) {
 		s.log.Info("dropped an object that the power cut damaged", "object", sum)
 		return false, s.unlink(name)
 	}
+	s.filter.add(sum)
 	if err := s.settle(name, "fresh/"+sum.Path()); err != nil {
 		return false, err
 	}

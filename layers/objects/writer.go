@@ -116,7 +116,7 @@ func (w *Writer) Commit(want *layers.Sum) (sum layers.Sum, err error) {
 		return sum, ErrEmpty
 	}
 	w.s.held.note(sum)
-	if w.s.Has(sum) {
+	if w.s.hasNow(sum) {
 		return sum, nil
 	}
 	if err := unix.Ftruncate(w.fd, w.off); err != nil { // the last block may be a hole
