@@ -193,7 +193,7 @@ func TestContainerdContentCrashes(t *testing.T) {
 	if out := c.node(1, "check"); !strings.Contains(out, "lacks the manifests of 1 images ("+theirs) || !strings.Contains(out, filepath.Join(c.home, "root", "io.containerd.content.v1.content")) {
 		t.Errorf("check with another content store:\n%s", out)
 	}
-	c.ctr("content", "fetch", "--plain-http", ref)
+	c.eventually("entries of what snapd knows, which saw that it is asked", func() bool { return c.has(im) })
 	c.ctr("images", "export", "/dev/null", ref)
 
 	// Its own content store is taken over, with all that is in it.

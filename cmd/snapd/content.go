@@ -27,8 +27,8 @@ func (c *containerd) openContent() (err error) {
 	if err != nil {
 		return fmt.Errorf("content: %w", err)
 	}
-	contentapi.RegisterContentServer(c.server, blobs.NewServer(c.content))
 	c.entries = entries.New(context.Background(), entries.Options{Address: c.Address, Socket: c.Socket, Info: c.content.Info, Log: c.log})
+	contentapi.RegisterContentServer(c.server, blobs.NewServer(c.content, c.entries.Used))
 	return nil
 }
 

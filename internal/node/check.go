@@ -65,11 +65,6 @@ func (s *settings) text(path ...string) string {
 	return t
 }
 
-func (s *settings) bool(path ...string) bool {
-	b, _ := s.get(path...).(bool)
-	return b
-}
-
 func (s *settings) table(path ...string) map[string]any {
 	t, _ := s.get(path...).(map[string]any)
 	return t

@@ -16,16 +16,42 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize)}
 }
 
-// NewServer returns the content service over s, for a gRPC server with ServerOptions.
-func NewServer(s *Store) api.ContentServer { return server{contentserver.New(s)} }
+// NewServer returns the content service over s, for a gRPC server with
+// ServerOptions. used, if it is not nil, is told of each call: whoever calls has
+// its content here.
+func NewServer(s *Store, used func()) api.ContentServer {
+	if used == nil {
+		used = func() {}
+	}
+	return server{contentserver.New(s), used}
+}
 
 // server is containerd's, with one difference. That drops what was written if
 // Info knows its digest when it is committed. Bytes that are here are better than
 // a promise, so there Info knows only what is here.
-type server struct{ api.ContentServer }
+type server struct {
+	api.ContentServer
+	used func()
+}
 
 func (s server) Write(session api.Content_WriteServer) error {
+	s.used()
 	return s.ContentServer.Write(writeSession{session})
+}
+
+func (s server) Info(ctx context.Context, r *api.InfoRequest) (*api.InfoResponse, error) {
+	s.used()
+	return s.ContentServer.Info(ctx, r)
+}
+
+func (s server) List(r *api.ListContentRequest, session api.Content_ListServer) error {
+	s.used()
+	return s.ContentServer.List(r, session)
+}
+
+func (s server) Read(r *api.ReadContentRequest, session api.Content_ReadServer) error {
+	s.used()
+	return s.ContentServer.Read(r, session)
 }
 
 type writeSession struct{ api.Content_WriteServer }

@@ -28,7 +28,7 @@ func proxied(t *testing.T, s *Store) content.Store {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer(ServerOptions()...)
-	api.RegisterContentServer(server, NewServer(s))
+	api.RegisterContentServer(server, NewServer(s, nil))
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -49,10 +50,11 @@ type Options struct {
 
 // Entries makes entries, in the background. It is safe for concurrent use.
 type Entries struct {
-	o    Options
-	wg   sync.WaitGroup
-	end  context.CancelFunc
-	wake chan struct{} // has room for one
+	o     Options
+	swept atomic.Bool // containerd's content is known to be here, and nothing is missed
+	wg    sync.WaitGroup
+	end   context.CancelFunc
+	wake  chan struct{} // has room for one
 
 	mu      sync.Mutex
 	queue   []*entry
@@ -125,6 +127,21 @@ func (e *Entries) Prepared(ns string, blob digest.Digest) {
 	e.signal()
 }
 
+// Used says that containerd was seen to use the content store. If it was not
+// known to, what is missing is made up for. It returns at once.
+func (e *Entries) Used() {
+	if e.swept.Load() {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.queued[key{}] {
+		e.queued[key{}] = true
+		e.queue = append(e.queue, &entry{})
+		e.signal()
+	}
+}
+
 func (e *Entries) signal() {
 	select {
 	case e.wake <- struct{}{}:
@@ -167,7 +184,7 @@ func (e *Entries) serve(base context.Context) {
 		return
 	}
 	defer conn.Close()
-	c := &client{Options: e.o, conn: conn, store: proxy.NewContentStore(conn)}
+	c := &client{Options: e.o, conn: conn, store: proxy.NewContentStore(conn), swept: &e.swept}
 	e.run(base, c.make)
 }
 
@@ -243,14 +260,14 @@ type client struct {
 	is    Backing
 	asked time.Time
 	told  Backing // what the log says
-	swept bool    // what was missed is made up for
+	swept *atomic.Bool
 }
 
 // make makes an entry, if there can be one.
 func (c *client) make(base context.Context, k key) error {
 	ctx, cancel := context.WithTimeout(base, askTimeout)
 	defer cancel()
-	if c.asked.IsZero() || time.Since(c.asked) > askAgain {
+	if c.asked.IsZero() || time.Since(c.asked) > askAgain || k == (key{}) {
 		is, err := Ask(ctx, c.conn, c.Socket)
 		if err != nil {
 			return err
@@ -259,9 +276,10 @@ func (c *client) make(base context.Context, k key) error {
 		c.tell()
 	}
 	if c.is != Shared {
+		c.swept.Store(false)
 		return nil
 	}
-	if !c.swept {
+	if !c.swept.Load() {
 		if err := c.sweepOnce(base); err != nil {
 			return err
 		}
@@ -295,7 +313,7 @@ func (c *client) sweepOnce(base context.Context) error {
 	if err != nil && base.Err() == nil {
 		c.Log.Warn("layers of images may have no entry in containerd's content store", "address", c.Address, "err", err)
 	}
-	c.swept = true
+	c.swept.Store(true)
 	return nil
 }
 

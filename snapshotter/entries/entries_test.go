@@ -272,6 +272,44 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestUsed: a containerd that turns to our content store later is noticed when it
+// asks for something, once.
+func TestUsed(t *testing.T) {
+	s := ours(t)
+	d := &containerd{policy: "shared", address: "/theirs.sock", images: map[string][]ocispec.Descriptor{}}
+	address := filepath.Join(t.TempDir(), "s")
+	store := d.serve(t, address, s)
+	ctx := namespaces.WithNamespace(t.Context(), "one")
+	raw, err := json.Marshal(ocispec.Manifest{Layers: []ocispec.Descriptor{layer}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if err := content.WriteBlob(ctx, store, "m", bytes.NewReader(raw), m); err != nil {
+		t.Fatal(err)
+	}
+	d.images["one"] = []ocispec.Descriptor{m}
+	e := New(t.Context(), Options{Address: address, Socket: "/ours.sock", Info: s.Info})
+	defer e.Close()
+	idle(t, e)
+	if _, err := store.Info(ctx, layer.Digest); !errdefs.IsNotFound(err) {
+		t.Fatalf("Info: %v, want not found", err)
+	}
+	d.mu.Lock()
+	d.address = "/ours.sock"
+	d.mu.Unlock()
+	for range 3 {
+		e.Used()
+		idle(t, e)
+		if _, err := store.Info(ctx, layer.Digest); err != nil {
+			t.Errorf("Info: %v", err)
+		}
+	}
+	if d.asked != 2 {
+		t.Errorf("containerd was asked %d times what it is, want 2", d.asked)
+	}
+}
+
 // idle waits until nothing is queued.
 func idle(t *testing.T, e *Entries) {
 	t.Helper()
@@ -356,7 +394,7 @@ func TestSettle(t *testing.T) {
 		if n := made.Load(); n != 0 {
 			t.Errorf("%d were made meanwhile", n)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if n := made.Load(); n != 10 {
 			t.Errorf("%d were made, want 10", n)
