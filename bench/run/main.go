@@ -29,6 +29,8 @@ between cgroups after some quiet costs the kernel about 10 ms):
   crun      crun run of the bundle
   snaprun   snaprun run of the bundle: snapctl as an OCI runtime
   snapctl   snapctl run --rm --network none IMAGE COMMAND, against a warm snapd
+  bridge    the same with --network bridge: an address, a link, a way out
+  published the same with -p 8080:80
   runtime   package runtime's NewPlan, Start, Wait and Close in this process
 
 crun, snaprun and runtime get the spec of a container that snapd made, with Docker's seccomp
@@ -43,7 +45,7 @@ Then it pulls images without running them, mounts some, and prints the resident
 memory of each process of the daemon.
 
 Needs root, crun in PATH, and Go, with which it builds snapd and snapctl. All of it
-happens in a mount namespace of its own and below -work, which is removed.
+happens in a mount and a network namespace of its own and below -work, which is removed.
 
 `
 
@@ -128,15 +130,15 @@ func dispatch(ctx context.Context, args []string) error {
 	return inside(ctx, args)
 }
 
-// inside runs this program again where nobody else sees its mounts, and where
-// they end with it.
+// inside runs this program again where nobody else sees its mounts and links, and
+// where they end with it.
 func inside(ctx context.Context, args []string) error {
 	cmd, err := self(append([]string{verbInside}, args...)...)
 	if err != nil {
 		return err
 	}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return err
 	}

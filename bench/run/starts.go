@@ -98,11 +98,9 @@ func (c *config) interleave(ctx context.Context, d *daemon, image string, spec *
 	runners := []runner{
 		{"crun", crun.run},
 		{"snaprun", snaprun},
-		{"snapctl", func(ctx context.Context, _ int) (time.Duration, error) {
-			begin := time.Now()
-			err := d.snapctl(ctx, append([]string{"run", "--rm", "--quiet", "--network", "none", image}, c.command...)...)
-			return time.Since(begin), err
-		}},
+		{"snapctl", c.snapctl(d, image, "--network", "none")},
+		{"bridge", c.snapctl(d, image, "--network", "bridge")},
+		{"published", c.snapctl(d, image, "--network", "bridge", "-p", "8080:80")},
 		{"runtime", func(ctx context.Context, n int) (time.Duration, error) { return c.inProcess(ctx, n, spec, root) }},
 	}
 	times := make([][]time.Duration, len(runners))
@@ -124,6 +122,17 @@ func (c *config) interleave(ctx context.Context, d *daemon, image string, spec *
 		rows = append(rows, newRow(r.name, times[i], times[0]))
 	}
 	return rows, nil
+}
+
+// snapctl starts containers by the daemon.
+func (c *config) snapctl(d *daemon, image string, options ...string) func(context.Context, int) (time.Duration, error) {
+	args := append(append([]string{"run", "--rm", "--quiet"}, options...), image)
+	args = append(args, c.command...)
+	return func(ctx context.Context, _ int) (time.Duration, error) {
+		begin := time.Now()
+		err := d.snapctl(ctx, args...)
+		return time.Since(begin), err
+	}
 }
 
 // startSnaprun makes a bundle for our own command line.

@@ -175,7 +175,7 @@ func DefaultConfig() Config {
 		Index:       IndexConfig{Trust: trustSigned},
 		Disk:        DiskConfig{Reserve: 1 << 30},
 
-		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto},
+		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto, Ahead: true},
 	}
 }
 

@@ -39,6 +39,7 @@ func (s *Service) repair() error {
 	s.setup.Lock()
 	defer s.setup.Unlock()
 	s.ready = false
+	s.dropSpare()
 	return s.ensure()
 }
 

@@ -59,6 +59,7 @@ type Options struct {
 	IPv6   netip.Prefix
 	NoIPv6 bool
 	MTU    int          // 0: that of the default route's link, at most 1500
+	Ahead  bool         // keep a connection ready for the next container
 	Log    *slog.Logger // nil: discard
 }
 
@@ -68,7 +69,8 @@ type Service struct {
 	cancel  context.CancelFunc
 	reaping sync.WaitGroup
 	serial  atomic.Uint64 // of the newest endpoint
-	wake    chan struct{}
+	wake    chan struct{} // something was released
+	used    chan struct{} // the spare may have been taken
 
 	setup sync.Mutex // held while the bridge is being looked after; before mu
 	ready bool       // what setup looks after is there, as far as we know
@@ -83,6 +85,7 @@ type Service struct {
 	pool6     *pool // nil without IPv6
 	endpoints map[string]*endpoint
 	gone      []gone // released, but their links may still be there
+	spare     *spare // made ahead; nil if there is none
 }
 
 type endpoint struct {
@@ -110,7 +113,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err := os.MkdirAll(o.Run, 0o700); err != nil {
 		return nil, err
 	}
-	s := &Service{Options: o, endpoints: map[string]*endpoint{}, wake: make(chan struct{}, 1)}
+	s := &Service{Options: o, endpoints: map[string]*endpoint{}, wake: make(chan struct{}, 1), used: make(chan struct{}, 1)}
 	s.serial.Store(uint64(time.Now().UnixNano())) // above those of a daemon before
 	entries, err := os.ReadDir(o.Run)
 	if err != nil {
@@ -134,6 +137,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.reaping.Go(func() { s.reap(ctx) })
+	s.reaping.Go(func() { s.stock(ctx) })
 	return s, nil
 }
 
@@ -166,6 +170,7 @@ func (s *Service) record(id string) string { return filepath.Join(s.Run, id+reco
 func (s *Service) Close() error {
 	s.cancel()
 	s.reaping.Wait()
+	s.dropSpare()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.endpoints {
@@ -242,23 +247,38 @@ func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os
 	if err != nil {
 		return nil, nil, err
 	}
-	e, err := s.allocate(r)
+	e, ns, err := s.begin(r)
 	if err != nil {
 		return nil, nil, err
 	}
-	ns, err := s.connect(e)
+	ns, err = s.connect(e, ns)
 	if s.damaged(err) {
 		s.Log.Warn("the containers' bridge or its tables are not as they were; making them anew", "err", err)
-		if err = s.repair(); err == nil {
-			ns, err = s.connect(e)
+		if err = errors.Join(s.repair(), s.deleteLink(e.Link)); err == nil {
+			ns, err = s.connect(e, nil)
 		}
 	}
 	if err != nil {
 		s.Release(r.ID, e.Serial)
 		return nil, nil, err
 	}
+	s.restock()
 	c := e.Endpoint
 	return &c, ns, nil
+}
+
+// begin gives an endpoint its addresses and ports, and records it. If it was made
+// ahead, ns is its namespace.
+func (s *Service) begin(r Request) (*endpoint, *os.File, error) {
+	if e, ns := s.takeSpare(r); e != nil {
+		if err := s.claim(e, r); err != nil {
+			s.putSpare(e, ns)
+			return nil, nil, err
+		}
+		return e, ns, nil
+	}
+	e, err := s.allocate(r)
+	return e, nil, err
 }
 
 // damaged says whether an error is that of somebody who has removed our bridge or tables.
@@ -266,13 +286,22 @@ func (s *Service) damaged(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT)
 }
 
-// allocate gives an endpoint its addresses and ports, and records it.
+// allocate is begin without what was made ahead.
 func (s *Service) allocate(r Request) (*endpoint, error) {
-	e := &endpoint{Endpoint: control.Endpoint{ID: r.ID, Bridge: s.Bridge, Serial: s.serial.Add(1)}}
+	e := &endpoint{Endpoint: control.Endpoint{Bridge: s.Bridge}}
 	if err := s.takeAddresses(e, r); err != nil {
 		return nil, err
 	}
-	var err error
+	if err := s.claim(e, r); err != nil {
+		s.giveBack(e.IPv4.Addr(), e.IPv6.Addr())
+		return nil, err
+	}
+	return e, nil
+}
+
+// claim makes an endpoint that of a container: with its ports, and on record.
+func (s *Service) claim(e *endpoint, r Request) (err error) {
+	e.ID, e.Serial = r.ID, s.serial.Add(1)
 	e.Ports, e.socks, err = reserve(r.Ports, e.IPv6.IsValid())
 	if t, ok := errors.AsType[*TakenError](err); ok {
 		t.By = s.owner(t.Port)
@@ -282,15 +311,15 @@ func (s *Service) allocate(r Request) (*endpoint, error) {
 	}
 	if err != nil {
 		closeAll(e.socks)
-		s.giveBack(e.IPv4.Addr(), e.IPv6.Addr())
-		return nil, err
+		e.Ports, e.socks = nil, nil
 	}
-	return e, nil
+	return err
 }
 
 func (s *Service) takeAddresses(e *endpoint, r Request) error {
 	err := s.tryTake(e, r)
-	if errors.Is(err, errNoAddress) { // some are only waiting for their links to go
+	if errors.Is(err, errNoAddress) || err != nil && (r.IPv4.IsValid() || r.IPv6.IsValid()) {
+		s.dropSpare() // some are only waiting, for a container or for their links to go
 		s.reapNow(0)
 		err = s.tryTake(e, r)
 	}
@@ -372,8 +401,22 @@ func (s *Service) owner(p control.Port) string {
 	return ""
 }
 
-// connect makes namespace and link, and lets the container in.
-func (s *Service) connect(e *endpoint) (_ *os.File, err error) {
+// connect makes namespace and link, if there is no namespace yet, and lets the container in.
+func (s *Service) connect(e *endpoint, ns *os.File) (_ *os.File, err error) {
+	if ns == nil {
+		if ns, err = s.make(e); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.admit(e); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// make makes namespace and link. Nobody listens to the link yet.
+func (s *Service) make(e *endpoint) (_ *os.File, err error) {
 	ns, err := newNamespace(e.IPv6.IsValid())
 	if err != nil {
 		return nil, err
@@ -403,30 +446,31 @@ func (s *Service) connect(e *endpoint) (_ *os.File, err error) {
 		return nil, fmt.Errorf("link %s: %w", e.Link, err)
 	}
 	s.mu.Lock()
-	bridge, alone := s.index, len(s.endpoints) == 1
+	e.index = host.Attrs().Index
+	bridge, alone := s.index, len(s.endpoints) <= 1
 	s.mu.Unlock()
 	if alone {
 		if _, err := s.h.LinkByIndex(bridge); err != nil {
 			return nil, fmt.Errorf("bridge %s: %w", s.Bridge, err)
 		}
 	}
+	return ns.file, nil
+}
+
+// admit lets the container in.
+func (s *Service) admit(e *endpoint) error {
 	if len(e.Ports) > 0 {
 		// Where br_netfilter is at work, what a container sends to its own published
 		// port is redirected on the bridge, and goes out where it came in.
-		if err := s.h.LinkSetHairpin(host, true); err != nil {
-			return nil, fmt.Errorf("link %s: hairpin: %w", e.Link, err)
+		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: e.index}}
+		if err := s.h.LinkSetHairpin(link, true); err != nil {
+			return fmt.Errorf("link %s: hairpin: %w", e.Link, err)
 		}
 	}
-	s.mu.Lock()
-	e.index = host.Attrs().Index
-	s.mu.Unlock()
 	if err := s.tables().add(entry{&e.Endpoint, e.index}); err != nil {
-		return nil, err
+		return err
 	}
-	if err := s.openLoopback(e); err != nil {
-		return nil, err
-	}
-	return ns.file, nil
+	return s.openLoopback(e)
 }
 
 // addLink makes the link. What is in its way is left of a namespace that the

@@ -588,6 +588,55 @@ func TestMany(t *testing.T) {
 	}
 }
 
+// TestAhead: a connection that was made ahead is as good as another, and nothing is left of it.
+func TestAhead(t *testing.T) {
+	s := newStand(t, func(o *Options) { o.Ahead = true })
+	a := s.attach(1, tcp(8080, 80))
+	a.serve(t, "a", "tcp", 80)
+	must(t, s.makeSpare())
+	must(t, s.makeSpare()) // there is one
+	ready := s.spare.e
+	b := s.attach(2, tcp(8081, 80))
+	if b.IPv4 != ready.IPv4 || b.Link != ready.Link {
+		t.Errorf("%+v is not the one that was made ahead", b.Endpoint)
+	}
+	b.serve(t, "b", "tcp", 80)
+	for _, ask := range []func(string, string) (string, error){networktest.Ask, a.ask} {
+		if text, err := ask("tcp", join(b.IPv4.Addr(), 80)); !answers(text, err, "b") {
+			t.Errorf("%q, %v", text, err)
+		}
+	}
+	if text, err := networktest.Ask("tcp", "127.0.0.1:8081"); !answers(text, err, "b") {
+		t.Errorf("%q, %v", text, err)
+	}
+	must(t, s.makeSpare())
+	ready = s.spare.e
+	if _, _, err := s.Attach(t.Context(), Request{ID: id(3), Ports: []control.Port{tcp(8080, 80)}}); err == nil {
+		t.Error("a port twice")
+	}
+	if s.spare == nil || s.spare.e != ready {
+		t.Error("after a failure it is not kept for the next")
+	}
+	l, err := netlink.LinkByName(s.o.Bridge) // somebody removes the bridge under it
+	must(t, err)
+	must(t, netlink.LinkDel(l))
+	c := s.attach(3)
+	if text, err := c.ask("tcp", join(a.IPv4.Addr(), 80)); !answers(text, err, "a") {
+		t.Errorf("%q, %v", text, err)
+	}
+	must(t, s.makeSpare())
+	s.restart(func(string) bool { return true })
+	s.reapNow(0)
+	if got := content(t, s.o.Bridge); got["ports"] != 3 || got["own4"] != 3 {
+		t.Errorf("tables have %v", got)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pool4.used) != 3 {
+		t.Errorf("%d addresses are in use", len(s.pool4.used))
+	}
+}
+
 // TestSmallSubnet: when all addresses are given out, one that is only waiting for its link is free.
 func TestSmallSubnet(t *testing.T) {
 	s := newStand(t, func(o *Options) { o.IPv4, o.NoIPv6 = prefix("10.99.0.0/30"), true })
