@@ -66,7 +66,7 @@ func TestNetwork(t *testing.T) {
 		works            bool
 	}{
 		{"host", "tcp", "127.0.0.1:8080", true},
-		{"host", "tcp", "[::1]:8080", false},
+		{"host", "tcp", "[::1]:8080", true},
 		{"host", "tcp", out.Host + ":8080", true},
 		{"host", "tcp", "[" + out.Host6 + "]:8080", true},
 		{"host", "tcp", "127.0.0.1:8081", true},

@@ -360,10 +360,12 @@ func (s *Service) reserveAgain() error {
 			fd, err := bindSocket(netip.AddrPortFrom(b.HostIP, b.Host), b.Proto)
 			if err != nil {
 				s.Log.Warn("a published port cannot be reserved", "container", id, "port", b.String(), "err", err)
+				e.socks = append(e.socks, nil)
 				continue
 			}
 			e.socks = append(e.socks, os.NewFile(uintptr(fd), "reserved port"))
 		}
+		e.relay = newRelay(e, s.Log)
 	}
 	return nil
 }

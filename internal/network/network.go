@@ -91,7 +91,8 @@ type Service struct {
 type endpoint struct {
 	control.Endpoint
 	index int        // of its link on the host; 0 before it is made
-	socks []*os.File // reserve its ports
+	socks []*os.File // reserve its ports, in their order; nil where that failed
+	relay *relay     // for ::1; nil if there is none
 
 	released chan struct{} // closed when Release has; nil before it begins
 }
@@ -174,8 +175,9 @@ func (s *Service) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.endpoints {
+		e.relay.close()
 		closeAll(e.socks)
-		e.socks = nil
+		e.relay, e.socks = nil, nil
 	}
 	if s.h != nil {
 		s.h.Close()
@@ -470,7 +472,21 @@ func (s *Service) admit(e *endpoint) error {
 	if err := s.tables().add(entry{&e.Endpoint, e.index}); err != nil {
 		return err
 	}
-	return s.openLoopback(e)
+	if err := s.openLoopback(e); err != nil {
+		return err
+	}
+	s.relays(e)
+	return nil
+}
+
+// relays begins to relay for an endpoint, once.
+func (s *Service) relays(e *endpoint) {
+	r := newRelay(e, s.Log)
+	s.mu.Lock()
+	old := e.relay
+	e.relay = r
+	s.mu.Unlock()
+	old.close()
 }
 
 // addLink makes the link. What is in its way is left of a namespace that the
@@ -559,6 +575,11 @@ func (s *Service) Release(id string, serial uint64) {
 	if err := os.Remove(s.record(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.Log.Warn("record of a container's network", "container", id, "err", err)
 	}
+	s.mu.Lock()
+	r := e.relay
+	e.relay = nil
+	s.mu.Unlock()
+	r.close()
 	s.mu.Lock()
 	closeAll(e.socks)
 	delete(s.endpoints, id)

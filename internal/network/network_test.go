@@ -99,7 +99,32 @@ func (s *stand) attach(n int, ports ...control.Port) *box {
 	e, ns, err := s.Attach(s.context(), Request{ID: id(n), Ports: ports})
 	must(s.t, err)
 	s.t.Cleanup(func() { ns.Close() })
-	return &box{e, ns}
+	b := &box{e, ns}
+	b.settle(s.t)
+	return b
+}
+
+// settle waits until the box hears those who look for its IPv6 address: the kernel
+// joins the group for that in the background, which a container does not notice, as it takes longer to start.
+func (b *box) settle(t testing.TB) {
+	t.Helper()
+	if !b.IPv6.IsValid() {
+		return
+	}
+	a := b.IPv6.Addr().As16()
+	group := fmt.Sprintf("ff0200000000000000000001ff%x", a[13:])
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		var groups []byte
+		var err error
+		networktest.In(int(b.ns.Fd()), func() { groups, err = os.ReadFile("/proc/thread-self/net/igmp6") })
+		must(t, err)
+		if bytes.Contains(groups, []byte(group)) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the group of %s is not joined:\n%s", b.IPv6, groups)
+		}
+	}
 }
 
 func (b *box) serve(t *testing.T, name, kind string, port int) {
@@ -634,6 +659,40 @@ func TestAhead(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.pool4.used) != 3 {
 		t.Errorf("%d addresses are in use", len(s.pool4.used))
+	}
+}
+
+// TestRelay: a port is published at ::1, too, whatever the container listens at, and after a restart.
+func TestRelay(t *testing.T) {
+	s := newStand(t)
+	a := s.attach(1, tcp(8080, 80), tcp(8081, 81), control.Port{HostIP: "::1", Host: 8082, HostEnd: 8082, Container: 80, Proto: "tcp"}, tcp(8083, 9))
+	a.serve(t, "a", "tcp", 80)
+	networktest.Serve(t, int(a.ns.Fd()), "four", "tcp", "0.0.0.0:81")
+	check := func(when string) {
+		t.Helper()
+		for port, name := range map[int]string{8080: "a", 8081: "four", 8082: "a"} {
+			for range 3 {
+				if text, err := networktest.Ask("tcp", fmt.Sprintf("[::1]:%d", port)); !answers(text, err, name) {
+					t.Errorf("%s: port %d: %q, %v", when, port, text, err)
+				}
+			}
+		}
+		if text, err := networktest.Ask("tcp", "[::1]:8083"); err == nil {
+			t.Errorf("%s: where nobody listens: %q", when, text)
+		}
+	}
+	check("at first")
+	held, err := net.Dial("tcp", "[::1]:8080")
+	must(t, err)
+	defer held.Close()
+	s.restart(func(string) bool { return true })
+	check("after a restart")
+	held, err = net.Dial("tcp", "[::1]:8080")
+	must(t, err)
+	defer held.Close()
+	s.Release(id(1), 0) // ends connections
+	if _, err := net.Dial("tcp", "[::1]:8080"); err == nil {
+		t.Error("it is still listened at")
 	}
 }
 

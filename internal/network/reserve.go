@@ -51,8 +51,8 @@ func describePort(p control.Port) string {
 }
 
 // reserve binds sockets to the ports that are to be published, so that no other
-// program gets them, and says which they are. The sockets receive nothing: what
-// comes for them is redirected before. v6 says whether the container has an IPv6 address.
+// program gets them, and says which they are; each has its socket. The sockets receive nothing: what
+// comes for them is redirected before, but for ::1 (type relay). v6 says whether the container has an IPv6 address.
 func reserve(ports []control.Port, v6 bool) (list []control.Binding, socks []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -166,19 +166,18 @@ func bindSocket(at netip.AddrPort, proto string) (_ int, err error) {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0)
 		return fd, os.NewSyscallError("bind", unix.Bind(fd, sockaddr(at)))
 	}
-	// With SO_REUSEADDR, connections of before that linger do not matter. Without
-	// it afterwards, nobody else can listen (inet_csk_bind_conflict, Linux 6.18).
-	for on := 1; on >= 0; on-- {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on); err != nil {
-			return -1, os.NewSyscallError("SO_REUSEADDR", err)
-		}
-		if on == 1 {
-			if err := unix.Bind(fd, sockaddr(at)); err != nil {
-				return -1, os.NewSyscallError("bind", err)
-			}
-		}
+	// With SO_REUSEADDR, connections of before that linger do not matter.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return -1, os.NewSyscallError("SO_REUSEADDR", err)
 	}
-	return fd, nil
+	if err := unix.Bind(fd, sockaddr(at)); err != nil {
+		return -1, os.NewSyscallError("bind", err)
+	}
+	if relayed(at.Addr()) { // it listens, so nobody else can; its connections have to leave no trace
+		return fd, os.NewSyscallError("listen", unix.Listen(fd, relayBacklog))
+	}
+	// Without it afterwards, nobody else can listen (inet_csk_bind_conflict, Linux 6.18).
+	return fd, os.NewSyscallError("SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0))
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
@@ -201,7 +200,9 @@ func boundPort(fd int) (uint16, error) {
 
 func closeAll(files []*os.File) {
 	for _, f := range files {
-		f.Close()
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
