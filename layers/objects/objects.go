@@ -185,7 +185,6 @@ func (s *Store) sweepTemp() error {
 // Close makes everything durable and releases the store. If no other process
 // uses it, the next Open believes what is there, also in another boot.
 func (s *Store) Close() error {
-	s.filter.close()
 	err := s.exclusive(func() error {
 		if err := s.barrier(true); err != nil {
 			return err
@@ -199,6 +198,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) release() (err error) {
+	s.filter.close()
 	s.files.close()
 	s.packs.close()
 	for _, fd := range []int{s.root, s.lock, s.users} {
