@@ -92,7 +92,7 @@ func TestNerdctlCommit(t *testing.T) {
 		run := func(args ...string) string {
 			t.Helper()
 			out, err := c.command(t.Context(), nerdctl, append([]string{"--address", c.socket(), "--namespace", "default", "--snapshotter", c.snapshotter,
-				"--data-root", filepath.Join(c.home, "n"), "--cgroup-manager", "cgroupfs", "--insecure-registry"}, args...)...)
+				"--data-root", filepath.Join(c.home, "n"), "--cgroup-manager", "cgroupfs", "--insecure-registry", "--cni-netconfpath", filepath.Join(c.home, "cni")}, args...)...)
 			if err != nil {
 				t.Fatalf("%v\ncontainerd said:\n%s", err, c.said())
 			}

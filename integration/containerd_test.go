@@ -328,8 +328,11 @@ func (c *ctrd) unique(s string) string {
 	return fmt.Sprintf("%s-%s%d", filepath.Base(c.home), s, c.n.Add(1)) + filepath.Base(c.dir)
 }
 
+// fifos is where ctr makes those of containers: /run/containerd is not ours.
+func (c *ctrd) fifos() string { return filepath.Join(c.home, "fifo") }
+
 func (c *ctrd) runArgs(flags []string, ref, name string, args ...string) []string {
-	list := append([]string{"run", "--snapshotter", c.snapshotter, "--cgroup", c.cgroup + "/" + name}, flags...)
+	list := append([]string{"run", "--snapshotter", c.snapshotter, "--cgroup", c.cgroup + "/" + name, "--fifo-dir", c.fifos()}, flags...)
 	return append(append(list, ref, name), args...)
 }
 
@@ -350,7 +353,7 @@ func (c *ctrd) stays(ref string) (name string) {
 // exec runs something in a container that runs.
 func (c *ctrd) exec(name string, args ...string) string {
 	c.Helper()
-	return c.ctr(append([]string{"task", "exec", "--exec-id", c.unique("exec"), name}, args...)...)
+	return c.ctr(append([]string{"task", "exec", "--fifo-dir", c.fifos(), "--exec-id", c.unique("exec"), name}, args...)...)
 }
 
 // end kills a container and removes it.
@@ -451,7 +454,7 @@ func (c *ctrd) cleanUp() {
 // removeCgroup removes the cgroup that containers were in, of every hierarchy.
 func removeCgroup(t testing.TB, name string) {
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		dirs, _ := filepath.Glob(pattern + name)
+		dirs, _ := filepath.Glob(pattern + strings.TrimPrefix(name, "/"))
 		for _, d := range dirs {
 			if err := os.Remove(d); err != nil {
 				t.Error(err)
