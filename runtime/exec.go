@@ -76,7 +76,9 @@ func (s *start) prepareExec(c *Container, f Files) error {
 	if err := s.checkLabels(); err != nil {
 		return &StepError{"labels", err}
 	}
-	if s.notifies() {
+	own := s.plan.own()
+	s.forksInside = own&unix.CLONE_NEWPID != 0
+	if s.forksInside || s.notifies() {
 		if err := s.openLine(); err != nil {
 			return err
 		}
@@ -87,23 +89,24 @@ func (s *start) prepareExec(c *Container, f Files) error {
 		return &StepError{"exec", err}
 	}
 	s.fds.add(pidfd)
-	own := s.plan.own()
-	if own&unix.CLONE_NEWPID != 0 {
-		s.threadNS = []threadNS{{pidfd, unix.CLONE_NEWPID, procNames[unix.CLONE_NEWPID]}}
-	}
 	if err := s.openStdio(f); err != nil {
 		return &StepError{"stdio", err}
 	}
 	if err := s.joinCgroup(c.group); err != nil {
 		return &StepError{"cgroup", err}
 	}
-	s.joinContainer(pidfd, own&^unix.CLONE_NEWPID)
+	s.joinContainer(pidfd, own)
 	return s.finishProcess(false)
 }
 
 // joinContainer takes the child into the namespaces. Before it does, the child
 // gives up every descriptor of ours but one: this process's are open in it, as
 // it was forked, and somebody may look (CVE-2016-9962, CVE-2024-21626).
+//
+// That it is not dumpable keeps those inside away, but not one with
+// CAP_SYS_PTRACE in a container without a user namespace. So this child never shows up in the
+// container's pid namespace: it makes a second one there when it has nothing
+// left to take, neither files nor rights (forkInside).
 func (s *start) joinContainer(pidfd int, flags uintptr) {
 	p := s.prog
 	if !s.plan.noKeyring {

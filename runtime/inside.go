@@ -213,6 +213,7 @@ func (s *start) identity(own capState, f *seccomp.Filter, keep int, labels []lab
 		p.step = "no_new_privs"
 		p.add(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
+	s.forkInside()
 	p.step = "close descriptors"
 	p.add(unix.SYS_CLOSE_RANGE, uintptr(keep), 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	p.step = "signal mask"
@@ -238,6 +239,21 @@ func (s *start) identity(own capState, f *seccomp.Filter, keep int, labels []lab
 	if s.notifies() {
 		s.wait()
 	}
+}
+
+// forkInside makes the child that those in the container can see. It shares its maker's
+// memory, which is a copy of ours and nobody else's, and its maker ends.
+func (s *start) forkInside() {
+	if !s.forksInside {
+		return
+	}
+	p := s.prog
+	// Setting the user may have made the memory readable (fs.suid_dumpable).
+	p.step = "PR_SET_DUMPABLE"
+	p.add(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	s.forks = true
+	s.forkHere(unix.CLONE_VM)
+	p.stdio(s.stdin, s.proc.terminal)
 }
 
 // notifies tells whether the filter has a notifier, for its listener to get.

@@ -68,18 +68,22 @@ func (s *start) openParking() error {
 // waitForStart parks the child. Its outcome then goes to the second FIFO, which takes the line's place.
 func (s *start) waitForStart() {
 	p := s.prog
-	s.sync(msgParked)
-	p.step = "park"
-	p.add(unix.SYS_DUP3, uintptr(s.fifos[1]), s.lineFD(), unix.O_CLOEXEC)
 	// It may wait for long, and holds nothing else of ours meanwhile: no lock, no directory.
+	p.step = "park"
+	keep := []uintptr{uintptr(s.fifos[0]), uintptr(s.fifos[1]), s.lineFD()}
+	slices.Sort(keep)
 	from := uintptr(3 + s.extra)
-	for _, fd := range []uintptr{min(uintptr(s.fifos[0]), s.lineFD()), max(uintptr(s.fifos[0]), s.lineFD())} {
+	for _, fd := range keep {
 		if from < fd {
 			p.add(unix.SYS_CLOSE_RANGE, from, fd-1, 0)
 		}
 		from = fd + 1
 	}
 	p.add(unix.SYS_CLOSE_RANGE, from, 1<<32-1, 0)
+	s.sync(msgParked)
+	p.step = "park"
+	p.add(unix.SYS_DUP3, uintptr(s.fifos[1]), s.lineFD(), unix.O_CLOEXEC)
+	p.add(unix.SYS_CLOSE, uintptr(s.fifos[1]))
 	s.await(uintptr(s.fifos[0]))
 	s.parkedAt = len(p.ops)
 }

@@ -380,6 +380,11 @@ func ipcSysctl(name string) bool {
 // Cgroup is the container's cgroup, below the mount points of the hierarchies.
 func (p *Plan) Cgroup() string { return p.cgroup }
 
+// CanTrace tells whether a process of the container may look into any other that it sees, dumpable or not.
+func (p *Plan) CanTrace() bool {
+	return p.proc.caps.bounding&(1<<unix.CAP_SYS_PTRACE) != 0 && !p.inUser()
+}
+
 // PrivatePID tells whether the container has a pid namespace of its own, so
 // that its processes end with its first one.
 func (p *Plan) PrivatePID() bool { return p.newNS&unix.CLONE_NEWPID != 0 }

@@ -107,16 +107,17 @@ type start struct {
 	threadNS   []threadNS
 	page       []byte // an outcome, shared with the child
 
-	line      *line // nil if the child need not wait
-	lineAt    uintptr
-	handle    func(kind uint64, p *Process) error
-	forks     bool // the first child makes a second one
-	park      *Parking
-	fifos     [2]int
-	parkedAt  int
-	exec      bool // a further process
-	extra     int  // descriptors from 3 on
-	container *Container
+	line        *line // nil if the child need not wait
+	lineAt      uintptr
+	handle      func(kind uint64, p *Process) error
+	forks       bool // the first child makes a second one
+	forksInside bool // and this when it has joined and given up everything
+	park        *Parking
+	fifos       [2]int
+	parkedAt    int
+	exec        bool // a further process
+	extra       int  // descriptors from 3 on
+	container   *Container
 }
 
 func newStart(p *Plan, pr process) *start {
@@ -320,7 +321,9 @@ func (s *start) finishProcess(withInit bool) error {
 			return &StepError{"seccomp", err}
 		}
 	}
-	p.stdio(s.stdin, s.proc.terminal)
+	if !s.forksInside {
+		p.stdio(s.stdin, s.proc.terminal)
+	}
 	s.setOOMScore()
 	p.defaultSignals(ignoredSignals())
 	p.chdir(pr.cwd)

@@ -23,13 +23,14 @@ type making struct {
 	bundle, pidFile, consoleSocket, pidfdSocket string
 	preserve                                    int
 	noPivot, noKeyring                          bool
-	detach, keep                                bool
+	detach, keep, dryRun                        bool
 }
 
 func (m *making) register(f *flag.FlagSet) {
 	m.registerProcess(f)
 	f.StringVar(&m.bundle, "bundle", "", "`DIR` with config.json (default: the working directory)")
 	f.StringVar(&m.bundle, "b", "", "short for --bundle")
+	f.BoolVar(&m.dryRun, "dry-run", false, "print what would be done, and do nothing")
 	f.BoolVar(&m.noPivot, "no-pivot", false, "refused: the root is always pivoted to")
 	f.BoolVar(&m.noKeyring, "no-new-keyring", false, "leave the container this session's keyring")
 }
@@ -159,6 +160,10 @@ func (m making) prepare(c *CLI, id string, foreground bool) (*job, error) {
 	for _, w := range j.plan.Warnings() {
 		c.report("warning", w)
 	}
+	if m.dryRun {
+		fmt.Fprint(c.Stdout, j.plan)
+		return nil, errPrinted
+	}
 	if j.k, err = c.makeDir(id); err != nil {
 		return nil, err
 	}
@@ -171,6 +176,9 @@ func (m making) prepare(c *CLI, id string, foreground bool) (*job, error) {
 	}
 	return j, nil
 }
+
+// errPrinted says that a plan was all that was wanted.
+var errPrinted = &statusError{}
 
 // discard forgets a container that did not come to be.
 func (j *job) discard() error {

@@ -78,6 +78,11 @@ func (c *CLI) execute(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if plan.CanTrace() {
+		if err := runtime.Seal(); err != nil {
+			return err
+		}
+	}
 	proc, err := t.apply(s.Process, rest[1:])
 	if err != nil {
 		return err

@@ -67,7 +67,7 @@ func (c *CLI) Main(args []string) int {
 	err := c.main(args)
 	var st *statusError
 	switch {
-	case err == nil || errors.Is(err, flag.ErrHelp):
+	case err == nil || errors.Is(err, flag.ErrHelp) || errors.Is(err, errPrinted):
 		return 0
 	case errors.As(err, &st):
 		if st.err != nil {

@@ -1,0 +1,45 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Seal executes this program again, from a mount that is read-only, unless its
+// file is on one already: then nobody who gets hold of /proc/PID/exe of a
+// process that joins a container can write to it (CVE-2019-5736). Not even one
+// who could read it (Plan.CanTrace) can undo that: the mount is nowhere.
+//
+// It costs another start of the program, and is to be called before anything else is done.
+func Seal() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/proc/self/exe", &st); err != nil {
+		return &StepError{"statfs /proc/self/exe", err}
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return nil
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return &StepError{"open_tree /proc/self/exe", err}
+	}
+	defer unix.Close(fd)
+	if err := setAttrs(fd, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
+		return &StepError{"make the program read-only", err}
+	}
+	argv, err := syscall.SlicePtrFromStrings(os.Args)
+	if err != nil {
+		return err
+	}
+	env, err := syscall.SlicePtrFromStrings(os.Environ())
+	if err != nil {
+		return err
+	}
+	empty := []byte{0}
+	_, _, e := unix.Syscall6(unix.SYS_EXECVEAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&env[0])), unix.AT_EMPTY_PATH, 0)
+	return &StepError{"execute the program again", fmt.Errorf("%w", e)}
+}
