@@ -158,10 +158,11 @@ func (s *start) second(first *Process, out *outcome) (*Process, error) {
 		}
 		return nil, err
 	}
-	if out.errno != 0 {
+	switch {
+	case out.pid > 0: // which may have failed already, and has to be reaped
+	case out.errno != 0:
 		return fail(s.failure(out))
-	}
-	if out.pid <= 0 {
+	default:
 		return fail(&StepError{"clone3", errors.New("the child made no child")})
 	}
 	// It is ours to reap, so its number is still its own.
