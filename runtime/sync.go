@@ -122,7 +122,7 @@ func (s *start) runSynced(ctx context.Context, args *cloneArgs, out *outcome, pi
 	s.console = nil
 	if s.forks {
 		// The first child makes a second one, ours too, and ends.
-		if p, err = s.second(p, out); err != nil {
+		if p, err = s.second(ctx, p, out); err != nil {
 			return nil, err
 		}
 	}
@@ -148,8 +148,10 @@ func (s *start) runSynced(ctx context.Context, args *cloneArgs, out *outcome, pi
 }
 
 // second waits for the first child's end and takes over its child.
-func (s *start) second(first *Process, out *outcome) (*Process, error) {
+func (s *start) second(ctx context.Context, first *Process, out *outcome) (*Process, error) {
+	stop := context.AfterFunc(ctx, func() { _ = first.Signal(unix.SIGKILL) })
 	<-first.done
+	stop()
 	first.pidfd.Close()
 	console := first.console
 	fail := func(err error) (*Process, error) {
