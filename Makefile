@@ -7,6 +7,9 @@
 
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Without gRPC's pages for golang.org/x/net/trace, and html/template with them: 4 MB
+# of snapd, 3 MB of memory in each of its processes.
+TAGS = grpcnotrace
 LDFLAGS = -s -w -X main.version=$(VERSION)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -14,7 +17,7 @@ export CGO_ENABLED ?= 0
 
 .PHONY: build run peers test test-race lint bench clean
 build:
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/snapd ./cmd/snapctl
+	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/snapd ./cmd/snapctl
 
 run: build
 	$(GO) run ./bench/demo
