@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/internal/supervisor/keeper"
+	"github.com/snapfs/snapfs/runtime/cgroups"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
@@ -98,12 +100,33 @@ func inheritedListener(fd int) (*net.UnixListener, error) {
 
 // runKeeper is the hidden verb that keeps the FUSE mount of RUN alive:
 //
-//	snapctl keeper RUN
-func runKeeper(ctx context.Context, _ *Env, args []string) error {
+//	snapctl keeper [--cgroup PATH] RUN
+func runKeeper(ctx context.Context, env *Env, args []string) error {
 	lowMemory()
 	monitor.IgnoreSignals(signal.Ignore)
+	if len(args) == 3 && args[0] == "--cgroup" {
+		if err := enterCgroup(args[1]); err != nil { // better there than not at all
+			fmt.Fprintf(env.Stderr, "snapctl keeper: cgroup %s: %v\n", args[1], err)
+		}
+		args = args[2:]
+	}
 	if len(args) != 1 {
 		return errors.New("keeper: want a directory")
 	}
 	return keeper.Keep(ctx, args[0])
+}
+
+// enterCgroup moves this process into a cgroup of its own, so that it does not
+// end with those beside which it was started.
+func enterCgroup(path string) error {
+	g, err := cgroups.Create(path, nil)
+	if err != nil {
+		return err
+	}
+	defer g.Release()
+	pid := []byte(strconv.Itoa(os.Getpid()))
+	for _, d := range g.Dirs() {
+		err = errors.Join(err, os.WriteFile(filepath.Join(d.Path, "cgroup.procs"), pid, 0))
+	}
+	return err
 }

@@ -33,6 +33,10 @@ type Config struct {
 	// CgroupParent is the cgroup below which containers' cgroups are made.
 	// Default /snapfs, so that one limit there bounds them all.
 	CgroupParent string `toml:"cgroup_parent"`
+	// KeeperCgroup is a cgroup of its own for the process that keeps the FUSE
+	// connection while there is no snapd: where snapd is a container itself, and all
+	// processes of its cgroup end with it. Default none: it stays where snapd is.
+	KeeperCgroup string `toml:"keeper_cgroup"`
 
 	Log         LogConfig          `toml:"log"`
 	Containerd  []ContainerdConfig `toml:"containerd"`
@@ -237,6 +241,9 @@ func (c Config) Validate() error {
 	}
 	if c.CgroupParent == "" || c.CgroupParent[0] != '/' || strings.Contains(c.CgroupParent+"/", "/../") {
 		return fmt.Errorf("cgroup_parent = %q: want an absolute cgroup path that does not lead upwards", c.CgroupParent)
+	}
+	if k := c.KeeperCgroup; k != "" && (filepath.Clean(k) != k || k[0] != '/' || k == "/") {
+		return fmt.Errorf("keeper_cgroup = %q: want a clean absolute cgroup path", k)
 	}
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(c.Log.Level)); err != nil {

@@ -15,11 +15,14 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
+	"time"
 
 	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/supervisor"
+	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
 // version is set by the linker.
@@ -137,11 +140,43 @@ func supervise(c Config, log *slog.Logger) error {
 	defer stop()
 	reload, end := reloads(ctx, c, log)
 	defer end()
+	keeper := []string{runner, "keeper"}
+	if c.KeeperCgroup != "" {
+		keeper = append(keeper, "--cgroup", c.KeeperCgroup)
+		defer c.dropKeeperCgroup()
+	}
 	return supervisor.Run(ctx, supervisor.Options{
 		Reload: reload,
-		Root:   c.Root, Run: c.Run, Log: log, Keeper: []string{runner, "keeper"}, Sockets: c.sockets(),
+		Root:   c.Root, Run: c.Run, Log: log, Keeper: keeper, Sockets: c.sockets(),
 		InUse: func() bool { return inUse(c.Run) },
 	})
+}
+
+// dropKeeperCgroup removes the keeper's cgroup if it was told to end.
+func (c *Config) dropKeeperCgroup() {
+	g, err := cgroups.Open(c.KeeperCgroup)
+	if err != nil {
+		return // there is none
+	}
+	defer g.Release()
+	if pids, err := g.Procs(); err != nil || len(pids) > 0 && !ending(pids) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	g.Remove(ctx)
+}
+
+// ending waits a moment for processes that were told to end.
+func ending(pids []int) bool {
+	for range 100 {
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return syscall.Kill(pid, 0) != nil })
+		if len(pids) == 0 {
+			return true
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
 }
 
 // inUse tells whether a container or a mount lives that may yet read from the FUSE mount.
