@@ -60,13 +60,8 @@ func newServiceManager(m *machine, dropIns map[string]string) *serviceManager {
 		needProgram(m, p)
 	}
 	s := &serviceManager{machine: m}
-	if err := unix.Mount(m.dir, m.dir, "", unix.MS_BIND, ""); err != nil {
-		m.Fatal(err)
-	}
+	m.share()
 	m.Cleanup(s.cleanUp)
-	if err := unix.Mount("", m.dir, "", unix.MS_SHARED, ""); err != nil {
-		m.Fatal(err)
-	}
 	s.units(dropIns)
 	name := filepath.Base(m.dir) + "-systemd"
 	for _, d := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
@@ -213,12 +208,26 @@ func (s *serviceManager) cleanUp() {
 			}
 		}
 	}
-	left, err := mounts.List(s.dir)
-	if err != nil || len(left) != 1 {
-		s.Errorf("left mounted: %+v, %v", left, err)
+}
+
+// share makes what is mounted below the machine's directory in one mount
+// namespace appear there in others, as below /run on most systems.
+func (m *machine) share() {
+	m.Helper()
+	if err := unix.Mount(m.dir, m.dir, "", unix.MS_BIND, ""); err != nil {
+		m.Fatal(err)
 	}
-	if err := mounts.Unmount(s.dir, true); err != nil {
-		s.Error(err)
+	m.Cleanup(func() {
+		left, err := mounts.List(m.dir)
+		if err != nil || len(left) != 1 {
+			m.Errorf("left mounted: %+v, %v", left, err)
+		}
+		if err := mounts.Unmount(m.dir, true); err != nil {
+			m.Error(err)
+		}
+	})
+	if err := unix.Mount("", m.dir, "", unix.MS_SHARED, ""); err != nil {
+		m.Fatal(err)
 	}
 }
 
