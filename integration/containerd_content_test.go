@@ -187,8 +187,11 @@ func TestContainerdContentCrashes(t *testing.T) {
 	o.snapshotter = "overlayfs"
 	theirs := hub.put(t, "content-theirs", newImage(1899))
 	o.pull(theirs)
-	c.stop()
 	c.configure("--content")
+	if out := c.node(0, "check", "--content"); !strings.Contains(out, "the content store of the containerd that runs is not the configured one\n      → restart containerd") {
+		t.Errorf("check before a restart:\n%s", out)
+	}
+	c.stop()
 	c.start()
 	if out := c.node(1, "check"); !strings.Contains(out, "lacks the manifests of 1 images ("+theirs) || !strings.Contains(out, filepath.Join(c.home, "root", "io.containerd.content.v1.content")) {
 		t.Errorf("check with another content store:\n%s", out)

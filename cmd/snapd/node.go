@@ -204,7 +204,7 @@ func (n *nodeCommand) check(ctx context.Context) int {
 		of.Address = n.entry.Address
 	}
 	if fi, err := os.Stat("/run/systemd/system"); err == nil && fi.IsDir() { // sd_booted(3)
-		of.Units = []string{unit}
+		of.Units = []string{"snapfs.service", "snapfs.socket"} // packaging/systemd
 	}
 	all := node.Check(ctx, of)
 	if n.json {
@@ -230,9 +230,6 @@ func (n *nodeCommand) check(ctx context.Context) int {
 	}
 	return status
 }
-
-// unit is the systemd unit that starts snapd.
-const unit = "snapfs.service"
 
 // runProgram returns what a program prints. Its error has the end of what it says.
 func runProgram(ctx context.Context, name string, args ...string) ([]byte, error) {
