@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -300,4 +301,96 @@ func TestHostOptions(t *testing.T) {
 			t.Errorf("%v: %s", args, says)
 		}
 	}
+}
+
+// TestNetworkCrash: published ports outlive daemons, and what containers had is
+// free when they end, whoever was killed when.
+func TestNetworkCrash(t *testing.T) {
+	t.Parallel()
+	hub, m := newHub(t), networkMachine(t)
+	ref := netImage(t, hub, "crash")
+	m.ok("run", "-d", "--name", "web", "-p", "9201:80", ref, "/inside", "serve", "web", "tcp:80")
+	m.serves("web")
+	same := func(when string) {
+		t.Helper()
+		if text, err := networktest.Ask("tcp", "127.0.0.1:9201"); err != nil || !strings.HasPrefix(text, "web ") {
+			t.Errorf("%s: %q, %v", when, text, err)
+		}
+	}
+	same("at first")
+	s, err := m.status()
+	must(t, err)
+	kill9(t, s.Worker)
+	same("without a worker")
+	m.waitReady(s.Supervisor)
+	same("with another worker")
+	if out := m.ok("port", "web", "80"); !strings.Contains(out, "0.0.0.0:9201") {
+		t.Errorf("ports after a worker's death: %q", out)
+	}
+	if says := m.fails("run", "--rm", "-p", "9201:80", ref, "/inside", "exit", "0"); !strings.Contains(says, "in use by container web") {
+		t.Errorf("its port, after a worker's death: %s", says)
+	}
+	m.kill()
+	same("without a daemon")
+	m.start()
+	same("with another daemon")
+	m.stop()
+	same("with the daemon stopped")
+	m.start()
+
+	// Containers whose monitors are killed while there is no daemon to hear of it.
+	m.ok("run", "-d", "--name", "gone", "-p", "9202:80", ref, "/inside", "wait")
+	monitors := m.monitors("gone")
+	m.kill()
+	for _, pid := range monitors {
+		kill9(t, pid)
+	}
+	m.start()
+	m.ok("run", "-d", "--name", "next", "-p", "9202:80", ref, "/inside", "serve", "next", "tcp:80")
+	m.answers("tcp", "127.0.0.1:9202")
+	m.ok("rm", "-f", "next", "gone")
+	for range 40 {
+		m.ok("run", "--rm", "-q", "-p", "9203:80", ref, "/inside", "exit", "0")
+	}
+	m.ok("rm", "-f", "web")
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		records, err := filepath.Glob(filepath.Join(m.run, "network", strings.Repeat("?", 64)+".json"))
+		must(t, err)
+		if len(records) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("records are left: %v", records)
+		}
+	}
+}
+
+// monitors are the processes that hold a container.
+func (m *machine) monitors(name string) (pids []int) {
+	m.Helper()
+	id := strings.TrimSpace(m.ok("ps", "-q", "--no-trunc"))
+	for _, pid := range m.processesNow() {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		for _, one := range strings.Fields(id) {
+			if strings.Contains(string(b), "\x00monitor\x00") && strings.Contains(string(b), one) && strings.Contains(m.ok("inspect", name), one) {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	if len(pids) == 0 {
+		m.Fatalf("container %s has no monitor", name)
+	}
+	return pids
+}
+
+// processesNow lists those that have been given a directory of m.
+func (m *machine) processesNow() (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range all {
+		b, _ := os.ReadFile(p)
+		if pid, err := strconv.Atoi(strings.Split(p, "/")[2]); err == nil && strings.Contains(string(b), m.dir) && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

@@ -278,8 +278,11 @@ func (s *Service) attach(ctx context.Context, c *monitor.Config) (*control.Endpo
 	for {
 		e, ns, err := s.Networks.Attach(ctx, r)
 		taken, ok := errors.AsType[*network.TakenError](err)
-		if !ok {
-			return e, ns, err
+		switch {
+		case !ok && err != nil:
+			return nil, nil, fmt.Errorf("--network bridge: %w (without a bridge: --network host or none)", err)
+		case !ok:
+			return e, ns, nil
 		}
 		by := s.Networks.Endpoint(taken.By)
 		if by == nil || s.inUse(taken.By) {

@@ -77,6 +77,9 @@ func (s *Service) open() error {
 	if err := t.replace(list, silent); err != nil {
 		return err
 	}
+	if t.trusting {
+		s.Log.Warn("this kernel cannot filter on bridges (CONFIG_NF_TABLES_BRIDGE): containers can use each other's addresses")
+	}
 	if err := s.fwd.apply(subnet6.IsValid()); err != nil {
 		return fmt.Errorf("forwarding: %w", err)
 	}

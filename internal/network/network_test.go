@@ -696,6 +696,32 @@ func TestRelay(t *testing.T) {
 	}
 }
 
+// TestTrusting: a kernel without filters on bridges has all the rest.
+func TestTrusting(t *testing.T) {
+	s := newStand(t)
+	s.setup.Lock()
+	must(t, s.ensure())
+	must(t, s.tables().delete())
+	s.tables().trusting = true
+	must(t, s.tables().replace(nil, nil))
+	s.setup.Unlock()
+	a := s.attach(1, tcp(8080, 80))
+	a.serve(t, "a", "tcp", 80)
+	if text, err := networktest.Ask("tcp", "127.0.0.1:8080"); !answers(text, err, "a") {
+		t.Errorf("%q, %v", text, err)
+	}
+	s.Release(id(1), 0)
+	c, err := nftables.New()
+	must(t, err)
+	list, err := c.ListTablesOfFamily(nftables.TableFamilyBridge)
+	must(t, err)
+	for _, table := range list {
+		if table.Name == s.o.Bridge {
+			t.Error("there is a table of family bridge")
+		}
+	}
+}
+
 // TestSmallSubnet: when all addresses are given out, one that is only waiting for its link is free.
 func TestSmallSubnet(t *testing.T) {
 	s := newStand(t, func(o *Options) { o.IPv4, o.NoIPv6 = prefix("10.99.0.0/30"), true })

@@ -60,6 +60,7 @@ type tables struct {
 	subnet4        netip.Prefix
 	subnet6        netip.Prefix // invalid without IPv6
 	quiet4, quiet6 []string
+	trusting       bool // there is no table of family bridge: the kernel has none
 
 	mu sync.Mutex     // one transaction at a time: a socket's answers are told apart by order
 	c  *nftables.Conn // nil before the first, and after an error
@@ -67,6 +68,7 @@ type tables struct {
 
 // A layout is the tables as objects to be sent.
 type layout struct {
+	trusting                       bool // without filter
 	inet, filter                   *nftables.Table
 	publish4, publish6, any4, any6 *nftables.Set
 	ports, own4, own6              *nftables.Set
@@ -74,8 +76,9 @@ type layout struct {
 
 func (t *tables) layout() *layout {
 	l := &layout{
-		inet:   &nftables.Table{Name: t.bridge, Family: nftables.TableFamilyINet},
-		filter: &nftables.Table{Name: t.bridge, Family: nftables.TableFamilyBridge},
+		trusting: t.trusting,
+		inet:     &nftables.Table{Name: t.bridge, Family: nftables.TableFamilyINet},
+		filter:   &nftables.Table{Name: t.bridge, Family: nftables.TableFamilyBridge},
 	}
 	concat := nftables.MustConcatSetType
 	proto, port, ip, ip6 := nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeIP6Addr
@@ -91,6 +94,13 @@ func (t *tables) layout() *layout {
 	l.own4 = &nftables.Set{Table: l.filter, Name: "own4", KeyType: concat(iface, ether, ip)}
 	l.own6 = &nftables.Set{Table: l.filter, Name: "own6", KeyType: concat(iface, ether, ip6)}
 	return l
+}
+
+func (l *layout) tables() []*nftables.Table {
+	if l.trusting {
+		return []*nftables.Table{l.inet}
+	}
+	return []*nftables.Table{l.inet, l.filter}
 }
 
 // An entry is a connected container as the tables know it.
@@ -118,7 +128,7 @@ func (l *layout) elements(e entry, which int, do func(*nftables.Set, []nftables.
 		}
 	}
 	for _, m := range []*nftables.Set{l.publish4, l.publish6, l.any4, l.any6, l.ports, l.own4, l.own6} {
-		if list := byMap[m]; len(list) > 0 {
+		if list := byMap[m]; len(list) > 0 && (m.Table == l.inet || !l.trusting) {
 			if err := do(m, list); err != nil {
 				return err
 			}
@@ -212,8 +222,17 @@ func (t *tables) remove(e entry, which int) error {
 // replace makes the tables anew, in one transaction: with these containers, and
 // with links that may still be there, but may not say anything any more.
 func (t *tables) replace(list, silent []entry) error {
+	err := t.tryReplace(list, silent)
+	if !t.trusting && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EPROTONOSUPPORT)) {
+		t.trusting = true
+		err = t.tryReplace(list, silent)
+	}
+	return err
+}
+
+func (t *tables) tryReplace(list, silent []entry) error {
 	return t.transaction(func(c *nftables.Conn, l *layout) error {
-		for _, table := range []*nftables.Table{l.inet, l.filter} {
+		for _, table := range l.tables() {
 			c.AddTable(table) // so that it can be deleted
 			c.DelTable(table)
 			c.AddTable(table)
@@ -238,16 +257,19 @@ func (t *tables) replace(list, silent []entry) error {
 // delete removes both tables.
 func (t *tables) delete() error {
 	return t.transaction(func(c *nftables.Conn, l *layout) error {
-		c.AddTable(l.inet)
-		c.AddTable(l.filter)
-		c.DelTable(l.inet)
-		c.DelTable(l.filter)
+		for _, table := range l.tables() {
+			c.AddTable(table) // so that it can be deleted
+			c.DelTable(table)
+		}
 		return nil
 	})
 }
 
 func (t *tables) rules(c *nftables.Conn, l *layout) error {
 	for _, s := range []*nftables.Set{l.publish4, l.publish6, l.any4, l.any6, l.ports, l.own4, l.own6} {
+		if s.Table == l.filter && l.trusting {
+			continue
+		}
 		if err := c.AddSet(s, nil); err != nil {
 			return err
 		}
@@ -305,7 +327,9 @@ func (t *tables) rules(c *nftables.Conn, l *layout) error {
 	}{{isIPv4(), quiet4}, {isIPv6(), quiet6}} {
 		forward(when(q.family, name(expr.MetaKeyIIFNAME), in(q.set), name(expr.MetaKeyOIFNAME), in(q.set), drop))
 	}
-	t.senders(c, l)
+	if !l.trusting {
+		t.senders(c, l)
+	}
 	return nil
 }
 
