@@ -15,20 +15,18 @@ import (
 
 // access is the right to do one thing with one repository on one host.
 //
-// It has a login, once the host has asked for one. A login that is refused is
-// replaced by the next: other credentials for the image one after the other, then
-// none at all. A token that was good before and is refused now has gone stale, so
-// there the same credential is asked for again first. When there is nothing left to
-// try, what the registry has said is the answer, and the next request begins anew.
+// It has a login, once the host has asked for one, which all requests use. What it
+// is refused for is settled by one request at a time, while the others that were
+// refused wait; see [access.settle].
 type access struct {
 	reg   *Registry
 	host  *host
 	image string
 	scope string
-	slot  chan struct{} // held while a login is replaced, so that one caller asks for all
+	slot  chan struct{} // held by who settles a refusal: it may take requests
 
 	mu  sync.Mutex
-	cur *login // nil: the host has not asked, or refused all
+	cur *login // nil: the host has not asked
 }
 
 // maxRefused bounds the credentials that are tried for one request.
@@ -68,12 +66,15 @@ func (a *access) lock(ctx context.Context) error {
 
 func (a *access) unlock() { <-a.slot }
 
-// authorize sets req's Authorization header, if one is known to be needed, and
-// returns the login it is from. With an error that wraps ErrDenied, the token
-// server has refused that login.
-func (a *access) authorize(ctx context.Context, req *http.Request, scopes []string) (*login, error) {
-	l := a.current()
-	if l == nil || l.ended(time.Now()) {
+// authorize sets req's Authorization header, if one is known to be needed, by a
+// login, nil for the current one, and returns it. With an error that wraps ErrDenied,
+// the token server has refused that login.
+func (a *access) authorize(ctx context.Context, req *http.Request, scopes []string, with *login) (*login, error) {
+	l := with
+	if l == nil {
+		l = a.current()
+	}
+	if l == nil || with == nil && l.ended(time.Now()) {
 		var err error
 		if l, err = a.begin(ctx, l, req); l == nil || err != nil {
 			return nil, err
@@ -128,7 +129,7 @@ func (a *access) begin(ctx context.Context, old *login, req *http.Request) (*log
 // is that nothing is left.
 func (a *access) ask(ctx context.Context, c challenge, q Ask, anonymous bool) (*login, error) {
 	q.Host, q.Image, q.Mirror = a.host.Host, a.image, a.host.ns != ""
-	l := &login{access: a, challenge: c, begun: time.Now(), anonymous: anonymous}
+	l := &login{access: a, challenge: c, begun: time.Now()}
 	for a.reg.opt.Credentials != nil && len(q.Refused) < maxRefused {
 		cred, err := a.credential(ctx, q)
 		if err != nil {
@@ -141,7 +142,7 @@ func (a *access) ask(ctx context.Context, c challenge, q Ask, anonymous bool) (*
 			cred.Ends = time.Time{} // it is as good as any other, then
 		}
 		if c.meets(cred) {
-			l.cred, l.refused = cred, q.Refused
+			l.cred = cred
 			a.reg.log.Debug("logging in", "host", q.Host, "image", a.image, "with", cred)
 			return l, nil
 		}
@@ -150,7 +151,6 @@ func (a *access) ask(ctx context.Context, c challenge, q Ask, anonymous bool) (*
 	if c.scheme == auth.BasicAuth || anonymous {
 		return nil, nil
 	}
-	l.refused = q.Refused
 	return l, nil
 }
 
@@ -171,41 +171,93 @@ func (a *access) credential(ctx context.Context, q Ask) (Credential, error) {
 	return Credential{}, fmt.Errorf("%w: credentials: %w", ErrDenied, err)
 }
 
-// next takes note that used, nil if nothing was sent, did not suffice: a host has
-// answered with resp, or a token server has refused it and resp is nil. It reports
-// whether there is now another login to try.
-func (a *access) next(ctx context.Context, used *login, resp *http.Response) (bool, error) {
+// lately is how long after a request came through a credential is known to be good.
+const lately = 10 * time.Second
+
+// settle decides what becomes of a request that was refused: it is made again, or it
+// has been made and resp is the answer, or, with neither, it is denied.
+//
+// A host that asks for the first time gets a login at once, for all requests. A token
+// that was good before may have gone stale: the same credential gets another, once
+// for each request. If a new token is refused, too, while other requests come through, it is
+// this request that is not allowed. Else the credential is of no use, and others are
+// tried, with this request alone: only what is accepted becomes the login of all.
+func (a *access) settle(ctx context.Context, h *repoHost, c *call, r *refusal, denied **refusal, fresh *bool) (resp *http.Response, again bool, err error) {
 	if err := a.lock(ctx); err != nil {
-		return false, err
+		return nil, false, err
 	}
 	defer a.unlock()
-	if a.current() != used {
-		return true, nil // somebody was faster
+	l := r.login
+	if a.current() != l {
+		return nil, true, nil // somebody was faster
 	}
-	c, err := a.challenge(ctx, used, resp)
+	ch, err := a.challenge(ctx, l, r.resp)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
-	q, anonymous := Ask{}, false
-	if used != nil {
+	var accepted int64
+	if l != nil {
 		a.reg.stats.Refreshes.Add(1)
-		if used.cred.IsZero() && len(used.refused) > 0 { // all were refused before
-			a.swap(used, nil)
-			return false, nil
-		}
-		if !used.accepted.Load() || !used.renewable() {
-			q.Anew = true
-			q.Refused, anonymous = used.refused, used.anonymous
-			if used.cred.IsZero() {
-				anonymous = true
-			} else {
-				q.Refused = append(slices.Clip(q.Refused), used.cred)
-			}
-		}
+		accepted = l.accepted.Load()
 	}
-	l, err := a.ask(ctx, c, q, anonymous)
-	a.swap(used, l)
-	return l != nil, err
+	if l == nil || r.resp != nil && l.renewable() && accepted != 0 && !*fresh {
+		*fresh = true
+		next, err := a.ask(ctx, ch, Ask{}, false)
+		if next == nil || err != nil {
+			return nil, false, err
+		}
+		if l != nil && next.cred.Same(l.cred) {
+			next.accepted.Store(accepted)
+		}
+		a.swap(l, next)
+		return nil, true, nil
+	}
+	if r.resp != nil && l.renewable() && time.Since(time.Unix(0, accepted)) < lately {
+		return nil, false, nil
+	}
+	resp, err = a.tryOthers(ctx, h, c, l, ch, denied)
+	return resp, false, err
+}
+
+// tryOthers makes a request with other credentials than that of l, one after the
+// other, and at last without any. When nothing helps that is known for a while: then
+// sources are not asked anew, and only what was not tried is. The slot is held.
+func (a *access) tryOthers(ctx context.Context, h *repoHost, c *call, l *login, ch challenge, denied **refusal) (*http.Response, error) {
+	known := l.accepted.Load() == 0 && time.Since(l.exhausted) < a.reg.opt.Timeouts.Denied
+	q, anonymous := Ask{Anew: !known}, known || l.cred.IsZero()
+	if known {
+		q.Refused = l.tried
+	} else if !l.cred.IsZero() {
+		q.Refused = []Credential{l.cred}
+	}
+	for {
+		next, err := a.ask(ctx, ch, q, anonymous)
+		if err != nil {
+			return nil, err
+		}
+		if next == nil {
+			break
+		}
+		resp, r, err := h.attempt(ctx, c, next)
+		if err != nil {
+			return nil, err
+		}
+		if r == nil {
+			a.swap(l, next)
+			return resp, nil
+		}
+		*denied = (*denied).worse(r)
+		if next.cred.IsZero() {
+			break
+		}
+		q.Refused = append(slices.Clip(q.Refused), next.cred)
+	}
+	l.accepted.Store(0)
+	l.tried = q.Refused
+	if !known {
+		l.exhausted = time.Now()
+	}
+	return nil, nil
 }
 
 // challenge is how the host asks now, or has asked before.
@@ -249,6 +301,9 @@ func (a *access) renew(l *login, scopes []string) error {
 		return errors.New("no newer credential")
 	}
 	a.reg.stats.Renewals.Add(1)
+	if fresh.cred.Same(l.cred) {
+		fresh.accepted.Store(l.accepted.Load())
+	}
 	a.swap(l, fresh)
 	return nil
 }

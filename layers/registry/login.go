@@ -118,12 +118,15 @@ type login struct {
 	challenge challenge
 	cred      Credential
 	begun     time.Time
-	refused   []Credential // tried before cred, since the last that was accepted
-	anonymous bool         // to come without any credential was refused, too
 
-	accepted atomic.Bool  // a request came through with it
+	accepted atomic.Int64 // unix nanoseconds: when a request last came through with it, or with an older token of cred
 	renewing atomic.Bool  // somebody sees to its successor
 	pause    atomic.Int64 // unix nanoseconds before which it is not tried again to renew it
+
+	// Guarded by the slot of access: when nothing else helped either, and what was
+	// tried then.
+	exhausted time.Time
+	tried     []Credential
 
 	mu     sync.Mutex
 	tokens map[string]*token // by scopes

@@ -28,6 +28,7 @@ type gate struct {
 	lasts time.Duration // of a token; 0: it does not say, and they are good for ever
 	open  bool          // anybody may read
 	echo  bool          // refusals repeat what was sent
+	never string        // what nobody may have: part of a path
 
 	mu     sync.Mutex
 	good   []string             // "user:secret", "token:refresh token", "bearer:registry token"
@@ -134,7 +135,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.mu.Unlock()
 		ok = known && (ends.IsZero() || time.Now().Before(ends)) || !known && g.allowed("bearer:"+token)
 	}
-	if !ok {
+	if !ok || g.never != "" && strings.Contains(r.URL.Path, g.never) {
 		g.refuse(w, r, value != "")
 		return
 	}
@@ -519,6 +520,97 @@ func TestDeniedNotKept(t *testing.T) {
 			t.Errorf("ReadAt = %v, want ErrDenied by the helper", err)
 		}
 	})
+}
+
+// TestForbiddenPart: what nobody may have costs the others nothing, neither while
+// they come through nor later.
+func TestForbiddenPart(t *testing.T) {
+	for _, basic := range []bool{false, true} {
+		for _, code := range []int{401, 403} {
+			synctest.Test(t, func(t *testing.T) {
+				g := &gate{basic: basic, code: code, never: "/manifests/"}
+				g.allow("a:first")
+				p := &purse{have: []Credential{password("a", "first")}}
+				r := g.start(t, Options{Credentials: p.ask})
+				forbidden := func() {
+					t.Helper()
+					if _, err := r.reg.Resolve(t.Context(), mustRef(t, "example.com/a/b:v1"), ""); !errors.Is(err, ErrDenied) {
+						t.Errorf("Resolve = %v, want ErrDenied", err)
+					}
+				}
+				r.read()
+				p.drain()
+				for range 3 {
+					var all sync.WaitGroup
+					all.Go(forbidden)
+					for range 10 {
+						all.Go(func() {
+							if err := r.try(t.Context()); err != nil {
+								t.Errorf("basic %v, %d: ReadAt = %v", basic, code, err)
+							}
+						})
+					}
+					all.Wait()
+				}
+				for _, q := range p.drain() {
+					if q.Anew && !basic {
+						t.Errorf("%d: question %+v while others came through", code, q)
+					}
+				}
+				time.Sleep(time.Minute)
+				forbidden()
+				p.drain()
+				tokens := g.count()
+				if r.read(); len(p.drain()) != 0 || g.count() != tokens {
+					t.Errorf("basic %v, %d: a read after another was denied asks for credentials, or for a token", basic, code)
+				}
+			})
+		}
+	}
+}
+
+// TestRevoked: when a credential is worth nothing any more, one of those who are
+// refused tries what there is, and sources are asked anew once.
+func TestRevoked(t *testing.T) {
+	for _, basic := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			g := &gate{basic: basic}
+			g.allow("a:first")
+			p := &purse{have: []Credential{password("a", "first"), password("b", "second")}}
+			r := g.start(t, Options{Credentials: p.ask})
+			r.read()
+			p.drain()
+			time.Sleep(time.Minute)
+			g.allow()
+			g.expire()
+			before := len(g.came())
+			storm := func(n int) {
+				var all sync.WaitGroup
+				for range n {
+					all.Go(func() {
+						if err := r.try(t.Context()); !errors.Is(err, ErrDenied) {
+							t.Errorf("ReadAt = %v, want ErrDenied", err)
+						}
+					})
+				}
+				all.Wait()
+			}
+			storm(20)
+			anew := 0
+			for _, q := range p.drain() {
+				if q.Anew {
+					anew++
+				}
+			}
+			if n := len(g.came()) - before; anew > 4 || n > 60 {
+				t.Errorf("basic %v: sources were asked anew %d times, and %d logins tried by 20 reads", basic, anew, n)
+			}
+			// What a pull brings meanwhile is used at once.
+			p.set(password("a", "first"), password("b", "second"), password("c", "third"))
+			g.allow("c:third")
+			r.read()
+		})
+	}
 }
 
 // TestSlowCredentials: a source that is slower than one attempt is waited for by the next.

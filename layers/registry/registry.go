@@ -82,6 +82,7 @@ type Timeouts struct {
 	MaxBackoff time.Duration // longest pause, also where Retry-After asks for more: 8 s
 	Redirect   time.Duration // how long a redirect's target is used again: 5 min
 	Down       time.Duration // how long a host that failed is asked after all others: 30 s
+	Denied     time.Duration // how long sources of credentials are not asked anew when nothing helped: 3 s
 	Attempts   int           // requests to one host without progress: 6
 }
 
@@ -100,6 +101,7 @@ func (t Timeouts) withDefaults() Timeouts {
 	def(&t.MaxBackoff, 8*time.Second)
 	def(&t.Redirect, 5*time.Minute)
 	def(&t.Down, 30*time.Second)
+	def(&t.Denied, 3*time.Second)
 	if t.Attempts <= 0 {
 		t.Attempts = 6
 	}

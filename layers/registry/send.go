@@ -106,57 +106,79 @@ func (h *repoHost) redirected(from *url.URL, resp *http.Response) (*url.URL, err
 	return loc, nil
 }
 
-// maxRounds bounds the repetitions of one request with other logins.
-const maxRounds = maxRefused + 4
+// maxRounds bounds the repetitions of one request because others have changed the login.
+const maxRounds = 8
+
+// A refusal is a request that its login did not suffice for.
+type refusal struct {
+	login *login         // nil: there was none
+	resp  *http.Response // of the host, closed; nil: the token server refused the login itself
+	err   error
+}
+
+// worse returns which of two refusals, perhaps none, says more: what was said to a
+// credential, rather than to anybody, and the first rather than a later one.
+func (r *refusal) worse(s *refusal) *refusal {
+	if r == nil || s.login.rank() > r.login.rank() {
+		return s
+	}
+	return r
+}
 
 // authorized makes one request, and repeats it when the answer is a challenge, as
 // long as there is another login to try. A 403 to a token is treated like a 401:
-// some registries answer so to an old one. What is refused in the end fails with
-// what was said to the first credential.
+// some registries answer so to an old one.
 func (h *repoHost) authorized(ctx context.Context, c *call) (*http.Response, error) {
-	var denied error
-	rank := -1 // of denied
-	for round := 0; ; round++ {
-		req, w, err := h.request(ctx, c)
-		if err != nil {
-			return nil, err
+	var denied *refusal
+	fresh := false
+	for range maxRounds {
+		resp, r, err := h.attempt(ctx, c, nil)
+		if r == nil {
+			return resp, err
 		}
-		var used *login
-		var resp *http.Response
-		if c.access != nil {
-			used, err = c.access.authorize(w.ctx, req, c.scopes)
-		}
-		switch {
-		case err == nil:
-			if resp, err = h.roundTrip(ctx, c, req, w); err != nil {
-				return nil, err
-			}
-			if !isRefusal(resp.StatusCode, used != nil) || c.access == nil {
-				if used != nil {
-					used.accepted.Store(true)
-				}
-				return resp, nil
-			}
-		case used == nil || !errors.Is(err, ErrDenied):
-			w.close()
-			return nil, w.explain(ctx, c, err)
-		default: // by the token server
-			w.close()
-		}
-		if resp != nil {
-			err = statusError(resp, false)
-		}
-		if n := used.rank(); n > rank {
-			denied, rank = err, n
-		}
-		more, err := c.access.next(ctx, used, resp)
+		denied = denied.worse(r)
+		again := false
+		resp, again, err = c.access.settle(ctx, h, c, r, &denied, &fresh)
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: %w", c.method, cleanURL(c.url), err)
 		}
-		if !more || round == maxRounds {
-			return nil, denied
+		if !again {
+			if resp == nil {
+				return nil, denied.err
+			}
+			return resp, nil
 		}
 	}
+	return nil, denied.err
+}
+
+// attempt makes one request with a login; nil is that which the access has.
+func (h *repoHost) attempt(ctx context.Context, c *call, with *login) (*http.Response, *refusal, error) {
+	req, w, err := h.request(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	used := with
+	if c.access != nil {
+		if used, err = c.access.authorize(w.ctx, req, c.scopes, with); err != nil {
+			w.close()
+			if used != nil && errors.Is(err, ErrDenied) {
+				return nil, &refusal{used, nil, err}, nil
+			}
+			return nil, nil, w.explain(ctx, c, err)
+		}
+	}
+	resp, err := h.roundTrip(ctx, c, req, w)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.access != nil && isRefusal(resp.StatusCode, used != nil) {
+		return nil, &refusal{used, resp, statusError(resp, false)}, nil
+	}
+	if used != nil {
+		used.accepted.Store(time.Now().UnixNano())
+	}
+	return resp, nil, nil
 }
 
 // isRefusal reports whether a status asks for another login.
