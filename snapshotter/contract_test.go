@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -312,5 +313,43 @@ func wantNames(t testing.TB, ctx context.Context, cs content.Store, d ocispec.De
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Errorf("layer has %q, want %q", got, want)
+	}
+}
+
+// TestHeldNames: the same layer on two parents, and one of them goes.
+func TestHeldNames(t *testing.T) {
+	s := newSnapshotter(t, Options{Layers: noLayers{}})
+	ctx := t.Context()
+	hold := func(target, parent string) (name string) {
+		t.Helper()
+		info := snapshots.Info{Name: "key", Parent: parent, Labels: map[string]string{snapshots.LabelSnapshotRef: digest.FromString(target).String()}}
+		if err := s.commitHeld(ctx, info, row{Target: digest.FromString(target)}); !errdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		err := s.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			if name != "" {
+				t.Errorf("%q and %q are both %s on %q", name, i.Name, target, parent)
+			}
+			name = i.Name
+			return nil
+		}, fmt.Sprintf(`labels.%q==%s,parent==%q`, snapshots.LabelSnapshotRef, info.Labels[snapshots.LabelSnapshotRef], parent))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	a, b := hold("a", ""), hold("b", "")
+	onA, onB := hold("x", a), hold("x", b)
+	if onA != digest.FromString("x").String() || onA == onB {
+		t.Errorf("x is called %q on a and %q on b", onA, onB)
+	}
+	if err := s.Remove(ctx, onA); err != nil {
+		t.Fatal(err)
+	}
+	if again := hold("x", b); again != onB {
+		t.Errorf("x on b was %q, and is made again as %q", onB, again)
+	}
+	if again := hold("x", a); again != onA {
+		t.Errorf("x on a was %q, and is now %q", onA, again)
 	}
 }

@@ -113,17 +113,19 @@ func (s *Snapshotter) known(ctx context.Context, info snapshots.Info, c claim) (
 // chain ID itself; but one namespace may have unpacked the parent, or have it staged under a
 // name of its own, and then the chain on it is another.
 func heldName(ctx context.Context, target digest.Digest, parent string) (name string, exists bool) {
-	names := []string{target.String(), target.String() + " on " + digest.FromString(parent).Encoded()}
-	for _, name := range names {
-		_, info, _, err := storage.GetInfo(ctx, name)
-		if err != nil {
-			return name, false
-		}
-		if info.Parent == parent && info.Kind == snapshots.KindCommitted && info.Labels[snapshots.LabelSnapshotRef] == target.String() {
-			return name, true
+	for _, n := range []string{target.String(), target.String() + " on " + digest.FromString(parent).Encoded()} {
+		_, info, _, err := storage.GetInfo(ctx, n)
+		switch {
+		case err == nil && info.Parent == parent && info.Kind == snapshots.KindCommitted && info.Labels[snapshots.LabelSnapshotRef] == target.String():
+			return n, true
+		case err != nil && name == "":
+			name = n
 		}
 	}
-	return names[1], false // which somebody has given to something else; there is an error for that
+	if name == "" { // somebody has given both names to something else; there is an error for that
+		name = target.String()
+	}
+	return name, false
 }
 
 // commitHeld commits a layer that is held. It has no directory. The error is

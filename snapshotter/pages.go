@@ -9,6 +9,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What bbolt writes (go.etcd.io/bbolt 1.5, internal/common). Numbers are the machine's.
@@ -43,6 +46,9 @@ func checkDB(name string) error {
 		return err
 	}
 	defer f.Close()
+	if err := lockShared(f); err != nil {
+		return fmt.Errorf("%s: another process has it open: %w", name, err)
+	}
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -54,6 +60,21 @@ func checkDB(name string) error {
 		return fmt.Errorf("%s: %w: %w", name, ErrTorn, err)
 	}
 	return nil
+}
+
+// lockPatience bounds the wait for another process that has the database open:
+// a worker that ends.
+const lockPatience = 10 * time.Second
+
+// lockShared waits until nobody writes. bbolt locks in the same way, and tries as
+// often. The lock ends with f.
+func lockShared(f *os.File) error {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // A pageChecker has seen some of the pages of a file.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
@@ -60,9 +59,6 @@ var (
 	storageBuckets = [2][]byte{[]byte("snapshots"), []byte("parents")}
 	storageVersion = []byte("v1")
 )
-
-// lockPatience bounds the wait for another process that has the database open.
-const lockPatience = 10 * time.Second
 
 // openStore opens or makes the database, and reads all of it once: what is torn
 // is found now, and not by a container that does not start.

@@ -80,3 +80,38 @@ func TestBatch(t *testing.T) {
 		t.Errorf("update of who has gone: %v", err)
 	}
 }
+
+// TestReplaced: who comes while another still has the database waits until it
+// ends, and does not take what is being written for damage.
+func TestReplaced(t *testing.T) {
+	o := Options{Root: t.TempDir(), Run: t.TempDir()}
+	first, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type opened struct {
+		s   *Snapshotter
+		err error
+	}
+	second := make(chan opened)
+	go func() {
+		s, err := New(o)
+		second <- opened{s, err}
+	}()
+	for i := range 20 {
+		if _, err := first.Prepare(t.Context(), fmt.Sprint(i), ""); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	got := <-second
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	defer got.s.Close()
+	if n := len(kinds(t, got.s)); n != 20 {
+		t.Errorf("%d snapshots, want 20", n)
+	}
+}
