@@ -181,8 +181,8 @@ func TestCredentials(t *testing.T) {
 	m.criPull(ref, "user", wrong) // the newest is tried first
 	g.askedBy()
 	m.pull(ref, false)
-	if asked := g.askedBy(); len(asked) < 2 || asked[0] != "user" {
-		t.Errorf("tokens were asked for by %q, want a refusal and another try", asked)
+	if asked := strings.Count(strings.Join(g.askedBy(), " "), "user"); asked < 2 {
+		t.Errorf("tokens were asked for %d times, want a refusal and another try", asked)
 	}
 	top := m.mount(ref, false)
 
