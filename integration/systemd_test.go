@@ -305,6 +305,14 @@ func testSystemd(t *testing.T, dropIns map[string]string) {
 	if got := s.show("StatusText"); !strings.HasPrefix(got, "worker ") {
 		t.Errorf("status %q", got)
 	}
+	// Owners are shifted by a user namespace that the supervisor makes.
+	if got := c.ctr(c.runArgs([]string{"--rm", "--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", "--remap-labels"}, ref, c.unique("user"), "/inside", "owner", "/data/f000")...); got != "0 0\n" {
+		t.Errorf("in a user namespace root's file belongs to %q", got)
+	}
+	s.until("the mount for it goes with it", func() bool {
+		left, err := filepath.Glob(filepath.Join(m.run, "images", "*-mapped-*"))
+		return len(left) == 0 && err == nil
+	})
 	container := c.stays(ref)
 	top, unmount := c.mountImage(ref)
 	unmountOnce := sync.OnceFunc(unmount)

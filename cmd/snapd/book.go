@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/images"
 	inbook "github.com/snapfs/snapfs/internal/snapshots"
 	"github.com/snapfs/snapfs/snapshotter"
@@ -30,11 +33,83 @@ func newBook(c *containerd) *book { return &book{Layers: inbook.Layers{Book: c.d
 // Mount mounts a stack.
 func (b *book) Mount(ctx context.Context, st snapshotter.Stack) (snapshotter.Mounted, error) {
 	b.mark.Do(b.c.markUsed)
+	if st.Map != (snapshotter.IDMap{}) {
+		defer b.c.d.shifts.mount()()
+	}
 	m, err := b.Layers.Mount(ctx, st)
 	if isFull(err) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
 	return m, unavailable(err)
+}
+
+// Collect soon releases what nothing holds any more.
+func (b *book) Collect() {
+	b.Layers.Collect()
+	b.c.d.shifts.sweepSoon(b.c.d)
+}
+
+// shifts sees to it that images do not stay mounted for mappings of owners that no
+// snapshot has any more: in Kubernetes, every pod has one of its own.
+type shifts struct {
+	mounting sync.RWMutex // held for reading while a stack is mounted; its snapshot holds it before
+	none     atomic.Bool  // there is nothing to look for
+	soon     atomic.Bool
+	sweeping sync.WaitGroup
+}
+
+// sweepAfter is how long a sweep waits for more of its kind: a node is drained pod by pod.
+const sweepAfter = time.Second
+
+func (s *shifts) mount() (done func()) {
+	s.mounting.RLock()
+	s.none.Store(false)
+	return s.mounting.RUnlock
+}
+
+// sweepSoon returns at once.
+func (s *shifts) sweepSoon(d *daemon) {
+	if s.none.Load() || d.base.Err() != nil || s.soon.Swap(true) {
+		return
+	}
+	s.sweeping.Go(func() {
+		select {
+		case <-d.base.Done():
+			return
+		case <-time.After(sweepAfter):
+		}
+		s.soon.Store(false)
+		if err := s.sweep(d.base, d.held, d.w.KeepMappedImages); err != nil && d.base.Err() == nil {
+			d.log.Error("mounts with shifted owners that nobody needs stay", "err", err)
+		}
+	})
+}
+
+func (s *shifts) sweep(ctx context.Context, held func(context.Context) (images.Held, error), keep func(context.Context, []mounts.IDMap) error) error {
+	s.mounting.Lock()
+	defer s.mounting.Unlock()
+	h, err := held(ctx)
+	if err != nil {
+		return err
+	}
+	var maps []mounts.IDMap
+	seen := map[images.IDMap]bool{{}: true}
+	for _, st := range h.Stacks {
+		if seen[st.Map] {
+			continue
+		}
+		seen[st.Map] = true
+		m, err := idMap(snapshotter.IDMap(st.Map))
+		if err != nil {
+			return err
+		}
+		maps = append(maps, m)
+	}
+	if err := keep(ctx, maps); err != nil {
+		return err
+	}
+	s.none.Store(len(maps) == 0)
+	return nil
 }
 
 // held is what all containerds keep from being collected. It waits until they

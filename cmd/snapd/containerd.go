@@ -209,6 +209,7 @@ func (c *containerd) open() (err error) {
 }
 
 func (d *daemon) closeContainerds() (err error) {
+	d.shifts.sweeping.Wait() // d.base has ended, or will not be waited for
 	for _, c := range d.containerds {
 		if c.cri != nil {
 			err = errors.Join(err, c.cri.Close())

@@ -58,6 +58,8 @@ type daemon struct {
 	containers      *containers.Service
 	containerds     []*containerd
 	containerdsOpen chan struct{} // closed when all are open that can be
+	shifts          shifts
+	base            context.Context // until the worker is told to end
 	nodes           *objectfs.Nodes
 	fs              *objectfs.FS
 	runner          string
@@ -78,6 +80,9 @@ func work(c Config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	d := &daemon{c: c, log: log, w: w, started: time.Now(), events: events.New(0), containerdsOpen: make(chan struct{})}
+	var end context.CancelFunc
+	d.base, end = context.WithCancel(ctx)
+	defer end()
 	if err := d.open(ctx); err != nil {
 		if cerr := d.close(); cerr != nil {
 			log.Error("after a failed start", "err", cerr)
@@ -85,6 +90,7 @@ func work(c Config, log *slog.Logger) (err error) {
 		return openError{err}
 	}
 	err = d.serve(ctx)
+	end()
 	return errors.Join(err, d.close())
 }
 

@@ -165,13 +165,7 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 				return err
 			}
 			return r.Reply(dir)
-		case "unmount mapped":
-			m, err := mounts.ParseIDMap(args[2], args[2])
-			if err != nil {
-				return err
-			}
-			return w.UnmountMapped(ctx, args[0], m)
-		case "keep", "keep image":
+		case "keep", "keep images":
 			var maps []mounts.IDMap
 			for _, text := range args[1:] {
 				m, err := mounts.ParseIDMap(text, text)
@@ -183,7 +177,7 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 			if r.Op == "keep" {
 				return w.KeepMapped(ctx, args[0], maps)
 			}
-			return w.KeepMappedImage(ctx, args[0], maps)
+			return w.KeepMappedImages(ctx, maps)
 		case "spawn":
 			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files})
 			if err != nil {

@@ -45,9 +45,6 @@ func mappedImageDir(run, id string, m mounts.IDMap) string {
 
 func mappedDir(run string) string { return filepath.Join(run, "mapped") }
 
-// mappedPrefix begins the names in mappedDir of all mappings of dir.
-func mappedPrefix(dir string) string { return short(dir) + "-" }
-
 // mountImage mounts a metadata image, and with a mapping once more beside that.
 // It is already done if something is mounted there.
 func (s *supervisor) mountImage(r *control.Request) error {
@@ -107,8 +104,8 @@ func mountMapped(from, at string, m mounts.IDMap) error {
 	return mounts.Attach(f, at)
 }
 
-// unmountImage takes an image's mount away, or that of a mapping; without one,
-// those of all mappings, too. Overlays above it keep the image.
+// unmountImage takes an image's mounts away, those of all mappings, too. Overlays
+// above them keep the image.
 func (s *supervisor) unmountImage(r *control.Request) error {
 	var a mountArgs
 	if err := r.Decode(&a); err != nil {
@@ -119,22 +116,21 @@ func (s *supervisor) unmountImage(r *control.Request) error {
 	}
 	s.images.Lock()
 	defer s.images.Unlock()
-	if a.Map != nil {
-		return unmount(mappedImageDir(s.o.Run, a.ID, *a.Map))
-	}
-	return errors.Join(unmountOthers(imageDir(s.o.Run, ""), a.ID+mappedMark, nil), unmount(imageDir(s.o.Run, a.ID)))
+	mapped := unmountMapped(imageDir(s.o.Run, ""), func(id string) bool { return id == a.ID }, mappedMark, nil)
+	return errors.Join(mapped, unmount(imageDir(s.o.Run, a.ID)))
 }
 
-// unmountOthers takes away what is mounted in parent under names that begin with
-// prefix and go on with anything but what stands for a map in keep.
-func unmountOthers(parent, prefix string, keep []mounts.IDMap) error {
+// unmountMapped takes away what is mounted in parent under names that have a
+// prefix that is wanted, and after that what stands for a map that is not in keep.
+func unmountMapped(parent string, wanted func(prefix string) bool, mark string, keep []mounts.IDMap) error {
 	stay := map[string]bool{}
 	for _, m := range keep {
-		stay[prefix+short(m.String())] = true
+		stay[short(m.String())] = true
 	}
 	entries, err := os.ReadDir(parent)
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), prefix) && !stay[e.Name()] {
+		prefix, of, mapped := strings.Cut(e.Name(), mark)
+		if mapped && wanted(prefix) && !stay[of] {
 			err = errors.Join(err, unmount(filepath.Join(parent, e.Name())))
 		}
 	}
@@ -147,16 +143,12 @@ func (s *supervisor) keepMapped(r *control.Request) error {
 	if err := r.Decode(&a); err != nil {
 		return err
 	}
-	parent, prefix := mappedDir(s.o.Run), mappedPrefix(a.Dir)
-	if a.Dir == "" {
-		if err := checkID(a.ID); err != nil {
-			return err
-		}
-		parent, prefix = imageDir(s.o.Run, ""), a.ID+mappedMark
-	}
 	s.images.Lock()
 	defer s.images.Unlock()
-	return unmountOthers(parent, prefix, a.Maps)
+	if a.Dir == "" {
+		return unmountMapped(imageDir(s.o.Run, ""), func(string) bool { return true }, mappedMark, a.Maps)
+	}
+	return unmountMapped(mappedDir(s.o.Run), func(of string) bool { return of == short(a.Dir) }, "-", a.Maps)
 }
 
 func unmount(dir string) error {
@@ -182,7 +174,7 @@ func (s *supervisor) mapDir(r *control.Request) error {
 	if err := a.Map.Check(); err != nil {
 		return invalid("%v", err)
 	}
-	target := filepath.Join(mappedDir(s.o.Run), mappedPrefix(a.Dir)+short(a.Map.String()))
+	target := filepath.Join(mappedDir(s.o.Run), short(a.Dir)+"-"+short(a.Map.String()))
 	s.images.Lock()
 	defer s.images.Unlock()
 	same, err := sameDir(a.Dir, target)

@@ -43,9 +43,8 @@ type mapArgs struct {
 	Map mounts.IDMap
 }
 
-// keepArgs name an image or a directory, and which of its mappings are to stay.
+// keepArgs say which mappings are to stay of a directory, or of all images.
 type keepArgs struct {
-	ID   string `json:",omitempty"`
 	Dir  string `json:",omitempty"`
 	Maps []mounts.IDMap
 }

@@ -655,7 +655,7 @@ func TestMapped(t *testing.T) {
 		t.Errorf("mount mapped: %q, then %q", id, again)
 	}
 	for range 2 {
-		call("unmount mapped", "id", "", z)
+		call("keep images", "", a)
 		b.wantNone(idz)
 	}
 	if got := owner(filepath.Join(id, "f")); got != "100000" {
@@ -678,7 +678,7 @@ func TestMapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	idz = call("mount mapped", "id", file, z)
-	call("keep image", "id", z)
+	call("keep images", "", z, "0:7:1")
 	b.wantNone(id)
 	if got := owner(filepath.Join(idz, "f")); got != "200000" {
 		t.Errorf("what was to be kept has owner %s", got)

@@ -172,15 +172,10 @@ func (w *Worker) MountMapped(ctx context.Context, id, file string, m mounts.IDMa
 	return r.Dir, err
 }
 
-// UnmountMapped undoes MountMapped for one mapping. The image stays mounted without it.
-func (w *Worker) UnmountMapped(ctx context.Context, id string, m mounts.IDMap) error {
-	_, err := w.ask(ctx, opUnmount, mountArgs{ID: id, Map: &m}, nil)
-	return err
-}
-
-// KeepMappedImage undoes MountMapped for all mappings of an image but those of maps.
-func (w *Worker) KeepMappedImage(ctx context.Context, id string, maps []mounts.IDMap) error {
-	_, err := w.ask(ctx, opKeep, keepArgs{ID: id, Maps: maps}, nil)
+// KeepMappedImages undoes MountMapped of all images for all mappings but those of
+// maps. The images stay mounted without them, and what is mounted above stays.
+func (w *Worker) KeepMappedImages(ctx context.Context, maps []mounts.IDMap) error {
+	_, err := w.ask(ctx, opKeep, keepArgs{Maps: maps}, nil)
 	return err
 }
 
