@@ -476,6 +476,35 @@ func (s *Service) admit(e *endpoint) error {
 		return err
 	}
 	s.relays(e)
+	if err := s.forgetFlows(e); err != nil { // they end by themselves, when their clients are silent for long enough
+		s.Log.Warn("flows of published ports", "container", e.ID, "err", err)
+	}
+	return nil
+}
+
+// forgetFlows has the kernel forget where datagrams for e's ports went until now:
+// a client that goes on sending from one port would never be redirected, or still to a container that has ended.
+func (s *Service) forgetFlows(e *endpoint) error {
+	filters := map[netlink.InetFamily][]netlink.CustomConntrackFilter{}
+	for _, b := range e.Ports {
+		if b.Proto != "udp" {
+			continue
+		}
+		family := netlink.InetFamily(unix.AF_INET)
+		if b.HostIP.Is6() {
+			family = unix.AF_INET6
+		}
+		f := &netlink.ConntrackFilter{}
+		if err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), f.AddPort(netlink.ConntrackOrigDstPort, b.Host)); err != nil {
+			return err
+		}
+		filters[family] = append(filters[family], f)
+	}
+	for family, list := range filters {
+		if _, err := s.h.ConntrackDeleteFilters(netlink.ConntrackTable, family, list...); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

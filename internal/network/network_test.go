@@ -722,6 +722,48 @@ func TestTrusting(t *testing.T) {
 	}
 }
 
+// TestDatagrams: who sends from one port, before there is a container and after it was replaced, is heard.
+func TestDatagrams(t *testing.T) {
+	s := newStand(t)
+	out := networktest.NewMachine(t)
+	udp := control.Port{Host: 8053, HostEnd: 8053, Container: 53, Proto: "udp"}
+	var clients []net.Conn
+	for ns, addr := range map[int]string{-1: "127.0.0.1:8053", int(out.NS): out.Host + ":8053"} {
+		var c net.Conn
+		var err error
+		if ns < 0 {
+			c, err = net.Dial("udp", addr)
+		} else {
+			networktest.In(ns, func() { c, err = net.Dial("udp", addr) })
+		}
+		must(t, err)
+		defer c.Close()
+		clients = append(clients, c)
+	}
+	send := func(c net.Conn) string {
+		for range 2 { // an error of what was sent before comes first
+			c.Write([]byte("?"))
+			c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			b := make([]byte, 100)
+			if n, err := c.Read(b); err == nil {
+				return string(b[:n])
+			}
+		}
+		return ""
+	}
+	for i, name := range []string{"", "first", "second"} {
+		if name != "" {
+			s.attach(i, udp).serve(t, name, "udp", 53)
+		}
+		for _, c := range clients {
+			if got, _, _ := strings.Cut(send(c), " "); got != name {
+				t.Errorf("%s is answered by %q, want %q", c.RemoteAddr(), got, name)
+			}
+		}
+		s.Release(id(i), 0)
+	}
+}
+
 // TestSmallSubnet: when all addresses are given out, one that is only waiting for its link is free.
 func TestSmallSubnet(t *testing.T) {
 	s := newStand(t, func(o *Options) { o.IPv4, o.NoIPv6 = prefix("10.99.0.0/30"), true })
