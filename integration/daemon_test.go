@@ -38,6 +38,7 @@ type place struct {
 	disk                  bool   // root is a disk of its own
 
 	d       *daemon // the newest
+	daemons []*daemon
 	mu      sync.Mutex
 	targets []string // of mounts, as they were made
 }
@@ -94,6 +95,7 @@ func (m *machine) launch(args ...string) *daemon {
 		m.Fatal(err)
 	}
 	d.wait = sync.OnceValue(d.cmd.Wait)
+	m.daemons = append(m.daemons, d)
 	return d
 }
 
@@ -290,6 +292,11 @@ func (m *machine) cleanUp() {
 		}
 		if m.Failed() {
 			m.Logf("the daemon said:\n%s", m.d.log.String())
+		}
+	}
+	for _, d := range m.daemons {
+		if s := d.log.String(); strings.Contains(s, "DATA RACE") {
+			m.Errorf("the race detector said:\n%s", s)
 		}
 	}
 	if m.disk {

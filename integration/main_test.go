@@ -31,18 +31,27 @@ func TestMain(m *testing.M) {
 // binaries is where snapd was built.
 var binaries string
 
-var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "snapfs-bin-")
-	if err != nil {
+var build = sync.OnceValues(func() (string, error) { return buildIn("plain") })
+
+// buildRacing builds a daemon that the race detector watches.
+var buildRacing = sync.OnceValues(func() (string, error) { return buildIn("race", "-race") })
+
+var makeBinaries = sync.OnceValue(func() (err error) {
+	binaries, err = os.MkdirTemp("", "snapfs-bin-")
+	return err
+})
+
+func buildIn(folder string, flags ...string) (string, error) {
+	if err := makeBinaries(); err != nil {
 		return "", err
 	}
-	binaries = dir
-	out, err := exec.Command("go", "build", "-o", dir, "github.com/snapfs/snapfs/cmd/snapd", "github.com/snapfs/snapfs/cmd/snapctl").CombinedOutput()
-	if err != nil {
+	dir := filepath.Join(binaries, folder)
+	args := append(append([]string{"build", "-o", dir + "/"}, flags...), "github.com/snapfs/snapfs/cmd/snapd", "github.com/snapfs/snapfs/cmd/snapctl")
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return filepath.Join(dir, "snapd"), nil // it finds snapctl beside it
-})
+}
 
 // needs skips the test on a machine that cannot run the daemon, and returns
 // the path of its program.
