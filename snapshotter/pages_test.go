@@ -19,7 +19,7 @@ func TestPages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for round := range 10 {
+		for round := range 6 {
 			err := db.Update(func(tx *bolt.Tx) error {
 				b, err := tx.CreateBucketIfNotExists([]byte("b"))
 				for i := range 300 * round {
