@@ -250,6 +250,13 @@ func (m *machine) secretFree(g *guard, passwords ...string) {
 		out, _ := m.snapctl(args...)
 		look("snapctl "+strings.Join(args, " "), out)
 	}
+	for _, im := range m.images() {
+		out, code := m.snapctl("explain", im.Ref)
+		if code != 0 {
+			m.Errorf("snapctl explain %s: exit status %d", im.Ref, code)
+		}
+		look("snapctl explain", out)
+	}
 	for _, e := range m.events(control.EventsArgs{}) {
 		look("event", string(marshal(m, e)))
 	}

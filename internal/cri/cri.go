@@ -210,7 +210,7 @@ func (w *watch) request(raw []byte) {
 		}
 		pull, err := w.p.o.Pulls.Begin(image, auth)
 		if err != nil {
-			w.p.o.Log.Warn("credentials of a pull are not used", "ref", image, "err", err)
+			w.p.o.Log.Warn("credentials of a pull are not used", "ref", image[:min(len(image), 200)], "err", err)
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()

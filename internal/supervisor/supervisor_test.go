@@ -415,7 +415,7 @@ func TestPrograms(t *testing.T) {
 	if err := d.call("run", &got, "/bin/sh", "-c", `echo $OF_OURS $0 "$@" $HOME`, "a", "b c"); err != nil || got != "ours a b c "+os.Getenv("HOME")+"\n" {
 		t.Errorf("run: %q, %v", got, err)
 	}
-	for _, argv := range [][]string{{"/no/such/program"}, {"bin/sh"}, {"/bin/sh", "-c", "head -c 101 /dev/zero"}} {
+	for _, argv := range [][]string{{"/no/such/program"}, {"bin/sh"}, {"/bin/sh", "-c", "head -c 101 /dev/zero"}, {"/bin/cat", "/dev/zero"}} {
 		if err := d.call("run", nil, argv...); err == nil {
 			t.Errorf("run of %q: no error", argv)
 		}
