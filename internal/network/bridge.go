@@ -73,6 +73,9 @@ func (s *Service) open() error {
 		return err
 	}
 	t := &tables{bridge: s.Bridge, subnet4: subnet4, subnet6: subnet6, quiet4: s.fwd.Quiet4, quiet6: s.fwd.Quiet6}
+	if old := s.tables(); old != nil {
+		t.trusting = old.trusting // the kernel is the same
+	}
 	list, silent := s.entries()
 	if err := t.replace(list, silent); err != nil {
 		return err
@@ -98,6 +101,7 @@ func (s *Service) open() error {
 	if old != nil {
 		return old.close()
 	}
+	s.reaping.Go(func() { s.watch(s.base) })
 	return nil
 }
 
@@ -315,9 +319,9 @@ func (s *Service) links(bridge int) error {
 	s.mu.Lock()
 	known := map[string]*endpoint{}
 	for _, e := range s.endpoints {
-		e.index = 0
 		known[e.Link] = e
 	}
+	found := map[*endpoint]int{}
 	for _, g := range s.gone {
 		known[g.Link] = nil
 	}
@@ -327,13 +331,16 @@ func (s *Service) links(bridge int) error {
 		e, ours := known[a.Name]
 		switch {
 		case e != nil:
-			e.index = a.Index
+			found[e] = a.Index
 			if a.MasterIndex != bridge {
 				astray = append(astray, l)
 			}
 		case !ours && a.MasterIndex == bridge && l.Type() == "veth":
 			stray = append(stray, l)
 		}
+	}
+	for e, index := range found { // a link that was made since, whoever makes it knows
+		e.index = index
 	}
 	s.mu.Unlock()
 	for _, l := range astray { // the bridge was removed under it

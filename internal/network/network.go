@@ -66,6 +66,7 @@ type Options struct {
 // A Service is the bridge of one daemon. It is safe for concurrent use.
 type Service struct {
 	Options
+	base    context.Context // lifetime of what goes on in the background
 	cancel  context.CancelFunc
 	reaping sync.WaitGroup
 	serial  atomic.Uint64 // of the newest endpoint
@@ -137,6 +138,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		return nil, err
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
+	s.base = ctx
 	s.reaping.Go(func() { s.reap(ctx) })
 	s.reaping.Go(func() { s.stock(ctx) })
 	return s, nil
@@ -461,15 +463,16 @@ func (s *Service) make(e *endpoint) (_ *os.File, err error) {
 
 // admit lets the container in.
 func (s *Service) admit(e *endpoint) error {
+	in := s.entryOf(e)
 	if len(e.Ports) > 0 {
 		// Where br_netfilter is at work, what a container sends to its own published
 		// port is redirected on the bridge, and goes out where it came in.
-		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: e.index}}
+		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: in.index}}
 		if err := s.h.LinkSetHairpin(link, true); err != nil {
 			return fmt.Errorf("link %s: hairpin: %w", e.Link, err)
 		}
 	}
-	if err := s.tables().add(entry{&e.Endpoint, e.index}); err != nil {
+	if err := s.tables().add(in); err != nil {
 		return err
 	}
 	if err := s.openLoopback(e); err != nil {
@@ -506,6 +509,12 @@ func (s *Service) forgetFlows(e *endpoint) error {
 		}
 	}
 	return nil
+}
+
+func (s *Service) entryOf(e *endpoint) entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return entry{&e.Endpoint, e.index}
 }
 
 // relays begins to relay for an endpoint, once.
@@ -595,7 +604,7 @@ func (s *Service) Release(id string, serial uint64) {
 	e.released = make(chan struct{})
 	defer close(e.released)
 	s.mu.Unlock()
-	if err := s.tables().remove(entry{&e.Endpoint, e.index}, says); err != nil {
+	if err := s.tables().remove(s.entryOf(e), says); err != nil {
 		s.Log.Debug("tables", "container", id, "err", err)
 		if err := s.repair(); err != nil {
 			s.Log.Warn("the containers' tables cannot be made anew", "err", err)

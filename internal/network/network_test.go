@@ -701,18 +701,19 @@ func TestTrusting(t *testing.T) {
 	s := newStand(t)
 	s.setup.Lock()
 	must(t, s.ensure())
-	must(t, s.tables().delete())
-	s.tables().trusting = true
-	must(t, s.tables().replace(nil, nil))
 	s.setup.Unlock()
+	s.tables().trusting = true
+	must(t, s.repair())
+	c, err := nftables.New()
+	must(t, err)
+	c.DelTable(&nftables.Table{Name: s.o.Bridge, Family: nftables.TableFamilyBridge})
+	must(t, c.Flush())
 	a := s.attach(1, tcp(8080, 80))
 	a.serve(t, "a", "tcp", 80)
 	if text, err := networktest.Ask("tcp", "127.0.0.1:8080"); !answers(text, err, "a") {
 		t.Errorf("%q, %v", text, err)
 	}
 	s.Release(id(1), 0)
-	c, err := nftables.New()
-	must(t, err)
 	list, err := c.ListTablesOfFamily(nftables.TableFamilyBridge)
 	must(t, err)
 	for _, table := range list {
@@ -762,6 +763,34 @@ func TestDatagrams(t *testing.T) {
 		}
 		s.Release(id(i), 0)
 	}
+}
+
+// TestFlushed: tables that somebody removes come back by themselves.
+func TestFlushed(t *testing.T) {
+	s := newStand(t)
+	s.attach(1, tcp(8080, 80)).serve(t, "a", "tcp", 80)
+	want := fmt.Sprint(content(t, s.o.Bridge))
+	for range 3 {
+		other := &tables{bridge: s.o.Bridge} // as "nft flush ruleset" does
+		must(t, other.delete())
+		for deadline := time.Now().Add(10 * time.Second); !s.haveTables(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the tables do not come back")
+			}
+		}
+		if got := fmt.Sprint(content(t, s.o.Bridge)); got != want {
+			t.Errorf("tables have %s, want %s", got, want)
+		}
+	}
+	if text, err := networktest.Ask("tcp", "127.0.0.1:8080"); !answers(text, err, "a") {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+func FuzzTableDeleted(f *testing.F) {
+	f.Add([]byte{20, 0, 0, 0, unix.NFT_MSG_DELTABLE, unix.NFNL_SUBSYS_NFTABLES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add(make([]byte, 40))
+	f.Fuzz(func(t *testing.T, b []byte) { tableDeleted(b) })
 }
 
 // TestSmallSubnet: when all addresses are given out, one that is only waiting for its link is free.
