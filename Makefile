@@ -18,6 +18,7 @@ export CGO_ENABLED ?= 0
 .PHONY: build run peers test test-race lint bench clean
 build:
 	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/snapd ./cmd/snapctl
+	ln -sf snapctl bin/snaprun
 
 run: build
 	$(GO) run ./bench/demo
@@ -26,7 +27,7 @@ peers:
 	$(GO) run ./bench/peers
 
 test: build peers
-	@scripts/need e2fsprogs erofs-utils busybox-static runc
+	@scripts/need e2fsprogs erofs-utils busybox-static runc crun
 	$(GO) vet ./...
 	$(GO) test ./...
 
