@@ -72,6 +72,8 @@ func TestImports(t *testing.T) {
 func TestOnlyOneImporter(t *testing.T) {
 	for pkg, allowed := range map[string][]string{
 		"github.com/hanwen/go-fuse/v2/fuse": {module + "/fs/objectfs"},
+		// Who serves containerd, and who asks it.
+		"google.golang.org/grpc": {module + "/snapshotter", module + "/cmd/snapd", module + "/internal/rpc", module + "/internal/cri", module + "/internal/node"},
 		// internal/telemetry listens for scrapers and sends spans, if it is configured to.
 		"github.com/vishvananda/netlink": {module + "/internal/network"},
 		"github.com/google/nftables":     {module + "/internal/network"},
