@@ -128,5 +128,17 @@ func enterCgroup(path string) error {
 	for _, d := range g.Dirs() {
 		err = errors.Join(err, os.WriteFile(filepath.Join(d.Path, "cgroup.procs"), pid, 0))
 	}
+	// In hierarchies of version 1 that have no group of ours it would keep the old
+	// one busy, and nobody could remove that.
+	b, rerr := os.ReadFile("/proc/self/cgroup")
+	err = errors.Join(err, rerr)
+	for line := range strings.Lines(string(b)) {
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		name, at, ok := strings.Cut(rest, ":")
+		if !ok || name == "" || at == path || at == "/" {
+			continue
+		}
+		err = errors.Join(err, os.WriteFile(filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(name, "name="), "cgroup.procs"), pid, 0))
+	}
 	return err
 }
