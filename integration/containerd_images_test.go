@@ -126,6 +126,7 @@ func TestContainerdImages(t *testing.T) {
 
 	for _, k := range kinds {
 		t.Run(k.String(), func(t *testing.T) {
+			t.Parallel()
 			m := startServed(t, "")
 			unpacked := time.Now() // images share layers
 			theirs := m.containerd("o", kind{peer: peers.Containerd24, overlayfs: true})

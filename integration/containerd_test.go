@@ -435,12 +435,19 @@ func (c *ctrd) empty() {
 // containerd has removed.
 func (m *machine) nothingLeftSoon() {
 	m.Helper()
+	var dirs []string
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		mounted, _ := filepath.Glob(filepath.Join(m.run, "images", "*"))
-		left := len(m.images()) + len(m.leftovers()) + len(mounted)
-		if left == 0 || time.Now().After(deadline) {
+		dirs = nil
+		for _, pattern := range []string{"root/snapshots/*/snapshots/*", "r/images/*", "r/mapped/*"} {
+			found, _ := filepath.Glob(filepath.Join(m.dir, pattern))
+			dirs = append(dirs, found...)
+		}
+		if len(m.images())+len(m.leftovers())+len(dirs) == 0 || time.Now().After(deadline) {
 			break
 		}
+	}
+	for _, d := range dirs {
+		m.Errorf("left behind: %s", d)
 	}
 	m.nothingLeft()
 }
