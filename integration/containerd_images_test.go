@@ -156,3 +156,33 @@ func TestContainerdImages(t *testing.T) {
 		})
 	}
 }
+
+// TestContainerdUsers: a container's user and groups are those of the image's own
+// files, which containerd looks up before anything is mounted.
+func TestContainerdUsers(t *testing.T) {
+	t.Parallel()
+	needs(t)
+	hub := newHub(t)
+	im := newImage(t, eStargz, base(t), []file{
+		reg("etc/passwd", []byte("root:x:0:0::/:/inside\napp:x:1234:77::/:/inside\n")),
+		reg("etc/group", []byte("root:x:0:\napps:x:77:\nmore:x:88:app\n")),
+	})
+	var c ocispec.Image
+	unmarshal(t, im.config, &c)
+	c.Config.User = "app"
+	im.setConfig(t, c)
+	ref := hub.put(t, "users", im)
+	for _, k := range kinds {
+		t.Run(k.String(), func(t *testing.T) {
+			t.Parallel()
+			m := startServed(t, "")
+			c := m.containerd("c", k)
+			c.pull(ref)
+			if got, want := c.run(ref, "/inside", "id"), "1234 77 [77 88]\n"; got != want {
+				t.Errorf("the container is %q, want %q", got, want)
+			}
+			c.empty()
+			m.nothingLeftSoon()
+		})
+	}
+}

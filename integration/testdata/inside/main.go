@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +48,14 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+	case "id": // whose process this is
+		groups, err := os.Getgroups()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		slices.Sort(groups)
+		fmt.Println(os.Getuid(), os.Getgid(), groups)
 	case "owner": // of a file
 		var st unix.Stat_t
 		if err := unix.Stat(os.Args[2], &st); err != nil {
