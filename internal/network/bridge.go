@@ -34,6 +34,13 @@ func (s *Service) ensure() error {
 	return nil
 }
 
+// prepare is ensure for who does not hold setup.
+func (s *Service) prepare() error {
+	s.setup.Lock()
+	defer s.setup.Unlock()
+	return s.ensure()
+}
+
 // repair is ensure after somebody has removed what is ours.
 func (s *Service) repair() error {
 	s.setup.Lock()

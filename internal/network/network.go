@@ -200,9 +200,7 @@ func (s *Service) Reconcile(alive func(id string) bool) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	s.setup.Lock()
-	defer s.setup.Unlock()
-	if err := s.ensure(); err != nil {
+	if err := s.prepare(); err != nil {
 		return err
 	}
 	for _, id := range ids {
@@ -245,10 +243,7 @@ func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
-	s.setup.Lock()
-	err := s.ensure()
-	s.setup.Unlock()
-	if err != nil {
+	if err := s.prepare(); err != nil {
 		return nil, nil, err
 	}
 	e, ns, err := s.begin(r)
@@ -604,12 +599,7 @@ func (s *Service) Release(id string, serial uint64) {
 	e.released = make(chan struct{})
 	defer close(e.released)
 	s.mu.Unlock()
-	if err := s.tables().remove(s.entryOf(e), says); err != nil {
-		s.Log.Debug("tables", "container", id, "err", err)
-		if err := s.repair(); err != nil {
-			s.Log.Warn("the containers' tables cannot be made anew", "err", err)
-		}
-	}
+	s.silence(e)
 	if err := os.Remove(s.record(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.Log.Warn("record of a container's network", "container", id, "err", err)
 	}
@@ -627,6 +617,21 @@ func (s *Service) Release(id string, serial uint64) {
 	select {
 	case s.wake <- struct{}{}:
 	default:
+	}
+}
+
+// silence takes an endpoint that is being released out of the tables. It locks setup, if need be.
+func (s *Service) silence(e *endpoint) {
+	t := s.tables()
+	var err error
+	if t == nil { // those of a daemon before us are replaced first, by what leaves e out
+		err = s.prepare()
+	} else if err = t.remove(s.entryOf(e), says); err != nil {
+		s.Log.Debug("tables", "container", e.ID, "err", err)
+		err = s.repair()
+	}
+	if err != nil {
+		s.Log.Warn("the containers' tables cannot be made anew", "err", err)
 	}
 }
 

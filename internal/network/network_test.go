@@ -525,6 +525,50 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// What a daemon before has left can be released before this one has looked after
+// its bridge, and when it cannot.
+func TestReleaseWithoutBridge(t *testing.T) {
+	s := newStand(t)
+	s.attach(1, control.Port{Host: 8080, HostEnd: 8080, Container: 80, Proto: "tcp"})
+	s.attach(2)
+	s.Close()
+	s.open()
+	s.Release(id(1), 0)
+	if s.Endpoint(id(1)) != nil || s.Endpoint(id(2)) == nil || !s.haveTables() {
+		t.Error("the first release did not take over from the daemon before")
+	}
+	s.Close()
+	bridge, err := netlink.LinkByName(s.o.Bridge)
+	must(t, err)
+	must(t, netlink.LinkSetAlias(bridge, "somebody else's"))
+	s.open()
+	if err := s.Reconcile(func(string) bool { return false }); err == nil {
+		t.Error("a bridge of somebody else's was taken over")
+	}
+	s.Release(id(2), 0)
+	if n := s.reapNow(0); n != 1 || s.Endpoint(id(2)) != nil {
+		t.Errorf("%d endpoints to be reaped, want the one that was released", n)
+	}
+	must(t, netlink.LinkSetAlias(bridge, s.alias()))
+	s.attach(3)
+	if n := s.reapNow(0); n != 0 {
+		t.Errorf("%d endpoints were not reaped", n)
+	}
+}
+
+// Who flushes all tables in the middle of it must not stop a daemon that takes over.
+func TestReconcileWithoutTables(t *testing.T) {
+	s := newStand(t)
+	s.attach(1)
+	s.restart(func(string) bool {
+		must(t, (&tables{bridge: s.o.Bridge}).delete())
+		return false
+	})
+	if s.Endpoint(id(1)) != nil || !s.haveTables() {
+		t.Error("the tables were not made anew")
+	}
+}
+
 // TestKilledAnywhere: whatever a daemon had done when it was killed, the next one undoes it.
 func TestKilledAnywhere(t *testing.T) {
 	s := newStand(t)

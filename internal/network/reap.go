@@ -33,6 +33,10 @@ func (s *Service) reap(ctx context.Context) {
 func (s *Service) reapNow(age time.Duration) int {
 	now := time.Now()
 	s.mu.Lock()
+	if s.t == nil { // nothing is known of the bridge yet
+		defer s.mu.Unlock()
+		return len(s.gone)
+	}
 	var due, later []gone
 	for _, g := range s.gone {
 		if now.Sub(g.since) >= age {
