@@ -179,22 +179,26 @@ func parseHost(s string) (name string, a netip.Addr, err error) {
 	return name, a, nil
 }
 
-// maxExposed bounds what an image can say that it listens at.
-const maxExposed = 65536
+// Bounds of what an image can say that it listens at. A name of a few bytes stands for up to ports.Max.
+const (
+	maxExposed  = 65536
+	maxWarnings = 8
+)
 
 // exposedPorts are those of the image and of the user, in order.
 func exposedPorts(a *control.CreateArgs, image map[string]struct{}) (list []control.Port, warnings []string, err error) {
 	list = slices.Clone(a.Expose)
-	if len(image) > maxExposed {
-		return nil, nil, invalid("the image's config: %d exposed ports", len(image))
-	}
 	for _, name := range slices.Sorted(maps.Keys(image)) {
 		p, err := ports.Expose(name)
 		if err != nil {
-			warnings = append(warnings, fmt.Sprintf("the image's config: exposed port %v", err))
+			if len(warnings) < maxWarnings {
+				warnings = append(warnings, fmt.Sprintf("the image's config: exposed port %.200v", err))
+			}
 			continue
 		}
-		list = append(list, p...)
+		if list = append(list, p...); len(list) > maxExposed {
+			return nil, nil, invalid("the image's config: more than %d exposed ports", maxExposed)
+		}
 	}
 	for i := range list {
 		list[i] = control.Port{Container: list[i].Container, Proto: list[i].Proto}

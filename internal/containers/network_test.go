@@ -2,6 +2,7 @@ package containers
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -94,6 +95,25 @@ func TestNetworkOfImage(t *testing.T) {
 		if _, _, err := s.network(a, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error with %q", a, err, want)
 		}
+	}
+}
+
+// An image's few bytes must not become gigabytes.
+func TestExposedWithoutEnd(t *testing.T) {
+	image := map[string]struct{}{}
+	for i := range 20 {
+		image[fmt.Sprintf("%d-%d/tcp", i+1, i+4096)] = struct{}{}
+	}
+	if _, _, err := exposedPorts(&control.CreateArgs{}, image); err == nil || !strings.Contains(err.Error(), "more than 65536") {
+		t.Errorf("81,920 exposed ports: %v, want an error", err)
+	}
+	image = map[string]struct{}{"80": {}}
+	for i := range 1000 {
+		image[strings.Repeat("x", 1000+i)] = struct{}{}
+	}
+	list, warnings, err := exposedPorts(&control.CreateArgs{}, image)
+	if err != nil || len(list) != 1 || len(warnings) != maxWarnings || len(warnings[0]) > 300 {
+		t.Errorf("with names that are none: %v, %d warnings, the first of %d bytes, %v", list, len(warnings), len(warnings[0]), err)
 	}
 }
 
