@@ -289,21 +289,18 @@ func run(ctx context.Context, c *CLI, args []string) error {
 		return errors.Join(fmt.Errorf("run: %w", err), j.discard())
 	}
 	if err := errors.Join(j.recordProcess(r), j.announce(r.Init())); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return errors.Join(err, r.Close(), j.plan.Poststop(ctx), j.discard())
+		return errors.Join(err, r.Close(), j.plan.Poststop(context.WithoutCancel(ctx)), j.discard())
 	}
 	j.k.release()
 	if m.detach {
 		return r.Release()
 	}
 	status, err := c.attend(ctx, r.Init(), caught, j.terminal && m.consoleSocket == "")
-	if err != nil {
-		return errors.Join(err, r.Close(), j.discard())
-	}
-	if m.keep {
+	if err == nil && m.keep {
 		return errors.Join(r.Release(), exit(status))
 	}
-	err = r.Close()
-	if perr := j.plan.Poststop(ctx); perr != nil {
+	err = errors.Join(err, r.Close())
+	if perr := j.plan.Poststop(context.WithoutCancel(ctx)); perr != nil {
 		c.report("warning", perr.Error())
 	}
 	return errors.Join(err, j.discard(), exit(status))
