@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -187,13 +188,19 @@ func (s *Service) dropUnneeded(ctx context.Context, first func() error) (map[str
 	if err := first(); err != nil {
 		return nil, err
 	}
+	// Before anybody is asked what it holds: no pin is set now, and what loses its
+	// pin from here on may have come to be held after the question.
+	pinned := map[string]bool{}
+	s.pins.all(pinned)
 	heldLayers, heldTrees, err := s.heldNow(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.dropUnnamed(heldLayers); err != nil {
+	if err := s.dropUnnamed(heldLayers, pinned); err != nil {
 		return nil, err
 	}
+	maps.Copy(heldLayers, pinned)
+	maps.Copy(heldTrees, pinned)
 	layerKeys, trees, err := s.needed(heldLayers, heldTrees)
 	if err != nil {
 		return nil, err
@@ -201,8 +208,8 @@ func (s *Service) dropUnneeded(ctx context.Context, first func() error) (map[str
 	return layerKeys, errors.Join(s.dropTrees(ctx, trees), s.dropLayers(layerKeys), s.sweepProfiles())
 }
 
-// needed adds to the layers and trees that snapshots hold those that images and
-// pulls under way do. A stopped container whose image was removed by force holds
+// needed adds to the layers and trees that snapshots and pulls under way hold
+// those that images do. A stopped container whose image was removed by force holds
 // its tree no more.
 func (s *Service) needed(layerKeys, trees map[string]bool) (_, _ map[string]bool, err error) {
 	err = s.db.View(func(tx *bolt.Tx) error {
@@ -230,8 +237,6 @@ func (s *Service) needed(layerKeys, trees map[string]bool) (_, _ map[string]bool
 			return nil
 		})
 	})
-	s.pins.all(layerKeys)
-	s.pins.all(trees)
 	return layerKeys, trees, err
 }
 

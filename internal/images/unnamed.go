@@ -89,7 +89,7 @@ func matchesDigest(d digest.Digest, name string) bool {
 }
 
 // heldNow asks the snapshotters. The lock of what is live is held, so what they
-// release meanwhile stays, and what they come to hold is pinned.
+// release meanwhile stays, and what they come to hold was pinned before it was taken.
 func (s *Service) heldNow(ctx context.Context) (layerKeys, trees map[string]bool, err error) {
 	layerKeys, trees = map[string]bool{}, map[string]bool{}
 	if s.Held == nil {
@@ -154,10 +154,8 @@ func standsFor(tx *bolt.Tx, l Layer) (key string, row *layerRow, ok bool) {
 
 // dropUnnamed forgets images that only snapshotters have asked for, and of which
 // no layer, or not all layers, are held by snapshots any more.
-func (s *Service) dropUnnamed(layerKeys map[string]bool) error {
+func (s *Service) dropUnnamed(layerKeys, pinned map[string]bool) error {
 	var drop []string
-	pinned := map[string]bool{}
-	s.pins.all(pinned)
 	err := s.db.View(func(tx *bolt.Tx) error {
 		named, mounted := map[digest.Digest]bool{}, map[string]bool{}
 		if err := each(tx, "names", func(_ string, n *nameRow) error { named[n.Manifest] = true; return nil }); err != nil {
