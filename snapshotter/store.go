@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -167,7 +168,7 @@ func (st *store) update(ctx context.Context, do func(ctx context.Context, tx *bo
 	st.mu.Unlock()
 	select {
 	case err := <-w.done:
-		return err
+		return rethrow(err)
 	case st.turn <- struct{}{}:
 	}
 	st.mu.Lock()
@@ -176,7 +177,23 @@ func (st *store) update(ctx context.Context, do func(ctx context.Context, tx *bo
 	st.mu.Unlock()
 	st.run(batch)
 	<-st.turn
-	return <-w.done // by this run, or by the one before
+	return rethrow(<-w.done) // by this run, or by the one before
+}
+
+// A panicked write is one that panicked. Who ran it may serve others, who wait:
+// so it panics again where it was asked for, and nobody else suffers.
+type panicked struct {
+	value any
+	stack []byte
+}
+
+func (p *panicked) Error() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }
+
+func rethrow(err error) error {
+	if p, ok := errors.AsType[*panicked](err); ok {
+		panic(p)
+	}
+	return err
 }
 
 // run does a batch in one transaction. What fails is left out, and done alone
@@ -204,16 +221,24 @@ func (st *store) run(batch []*write) {
 // commit does a batch, or nothing of it. failed says which of it had the error;
 // if it is negative the error is that of all.
 func (st *store) commit(batch []*write) (failed int, err error) {
+	at := -1
+	defer func() {
+		if p := recover(); p != nil {
+			failed, err = at, &panicked{p, debug.Stack()}
+		}
+	}()
 	ctx, tx, err := st.begin(context.Background(), true)
 	if err != nil {
 		return -1, err
 	}
 	defer tx.Rollback() // after a Commit it does nothing
 	for i, w := range batch {
+		at = i
 		if err := w.do(ctx, tx); err != nil {
 			return i, err
 		}
 	}
+	at = -1
 	return -1, tx.Commit()
 }
 

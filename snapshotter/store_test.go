@@ -81,6 +81,50 @@ func TestBatch(t *testing.T) {
 	}
 }
 
+// TestPanic: a writer that panics does so alone, whoever runs it.
+func TestPanic(t *testing.T) {
+	st, err := openStore(filepath.Join(t.TempDir(), "db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	st.turn <- struct{}{} // so that all are one batch
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			defer func() {
+				if p := recover(); (p != nil) != (i == 1) {
+					t.Errorf("writer %d: panic %v", i, p)
+				}
+			}()
+			err := st.update(t.Context(), func(_ context.Context, tx *bolt.Tx) error {
+				if i == 1 {
+					panic("on purpose")
+				}
+				return tx.Bucket(rowsBucket).Put([]byte(fmt.Sprint(i)), []byte("x"))
+			})
+			if err != nil {
+				t.Errorf("writer %d: %v", i, err)
+			}
+		})
+	}
+	for n := 0; n < 3; runtime.Gosched() {
+		st.mu.Lock()
+		n = len(st.queue)
+		st.mu.Unlock()
+	}
+	<-st.turn
+	wg.Wait()
+	if err := st.view(t.Context(), func(_ context.Context, tx *bolt.Tx) error {
+		if n := tx.Bucket(rowsBucket).Stats().KeyN; n != 2 {
+			return fmt.Errorf("%d changes, want 2", n)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestReplaced: who comes while another still has the database waits until it
 // ends, and does not take what is being written for damage.
 func TestReplaced(t *testing.T) {
