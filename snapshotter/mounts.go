@@ -111,7 +111,10 @@ func (s *Snapshotter) lower(ctx context.Context, c chain, m IDMap) (l lowers, er
 		if s.mapper == nil {
 			return l, fmt.Errorf("owners are shifted by a mount, and nobody is here to make it: %w", errdefs.ErrNotImplemented)
 		}
-		if dirs, err = s.mapper.MapDir(ctx, s.dirs, m); err != nil {
+		s.mapping.RLock()
+		dirs, err = s.mapper.MapDir(ctx, s.dirs, m)
+		s.mapping.RUnlock()
+		if err != nil {
 			return l, fmt.Errorf("shift owners: %w", err)
 		}
 		suffix = fmt.Sprintf("-%08x", crc32.ChecksumIEEE([]byte(dirs)))

@@ -161,10 +161,6 @@ func (s *Snapshotter) sweep() error {
 		return err
 	}
 	alive, dirs := make(map[string]bool), make(map[string]bool)
-	var maps []IDMap
-	for _, n := range s.index.waiting() {
-		maps = append(maps, n.mapped)
-	}
 	err = s.store.view(s.base, func(ctx context.Context, tx *bolt.Tx) error {
 		ids, err := storage.IDMap(ctx)
 		if err != nil {
@@ -178,7 +174,7 @@ func (s *Snapshotter) sweep() error {
 			}
 			alive[id], dirs[id] = true, !held || r.Parent != ""
 		}
-		return s.eachNeeds(ctx, tx, func(_ string, n needs) { maps = append(maps, n.mapped) })
+		return nil
 	})
 	if err != nil {
 		return err
@@ -201,9 +197,27 @@ func (s *Snapshotter) sweep() error {
 		}
 	}
 	if s.mapper != nil {
-		failed = append(failed, s.mapper.KeepMapped(s.base, s.dirs, compact(maps)))
+		failed = append(failed, s.sweepMapped())
 	}
 	return errors.Join(failed...)
+}
+
+// sweepMapped ends mounts with shifted owners that no snapshot needs. Nobody makes
+// one between the look for who needs them and the end.
+func (s *Snapshotter) sweepMapped() error {
+	s.mapping.Lock()
+	defer s.mapping.Unlock()
+	var maps []IDMap
+	for _, n := range s.index.waiting() { // first: when they stop waiting they are in the database
+		maps = append(maps, n.mapped)
+	}
+	err := s.store.view(s.base, func(ctx context.Context, tx *bolt.Tx) error {
+		return s.eachNeeds(ctx, tx, func(_ string, n needs) { maps = append(maps, n.mapped) })
+	})
+	if err != nil {
+		return err
+	}
+	return s.mapper.KeepMapped(s.base, s.dirs, compact(maps))
 }
 
 // compact is maps without what shifts nothing and without doubles.

@@ -69,7 +69,11 @@ type Snapshotter struct {
 	store             *store
 	index             index
 	umask             os.FileMode
-	unstaged          atomic.Int64 // when containerd last unpacked what was staged, Unix time
+	// mapping is held for reading while a mount with shifted owners is made for a
+	// snapshot that the index or the database tells of already, and for writing
+	// while those are ended that nobody tells of.
+	mapping  sync.RWMutex
+	unstaged atomic.Int64 // when containerd last unpacked what was staged, Unix time
 
 	base    context.Context // until Close
 	stop    context.CancelFunc
