@@ -79,14 +79,23 @@ func (s *shifts) sweepSoon(d *daemon) {
 		case <-time.After(sweepAfter):
 		}
 		s.soon.Store(false)
-		if err := s.sweep(d.base, d.held, d.w.KeepMappedImages); err != nil && d.base.Err() == nil {
+		switch err := s.sweep(d.base, d.held, d.w.KeepMappedImages); {
+		case errors.Is(err, errMounting):
+			s.sweepSoon(d)
+		case err != nil && d.base.Err() == nil:
 			d.log.Error("mounts with shifted owners that nobody needs stay", "err", err)
 		}
 	})
 }
 
+// errMounting puts a sweep off: a mount may wait for a registry, and a lock that
+// is waited for would keep all other mounts waiting, too.
+var errMounting = errors.New("a stack is being mounted")
+
 func (s *shifts) sweep(ctx context.Context, held func(context.Context) (images.Held, error), keep func(context.Context, []mounts.IDMap) error) error {
-	s.mounting.Lock()
+	if !s.mounting.TryLock() {
+		return errMounting
+	}
 	defer s.mounting.Unlock()
 	h, err := held(ctx)
 	if err != nil {

@@ -35,6 +35,11 @@ func TestSweep(t *testing.T) {
 	if err := sweep(); err != nil || !slices.Equal(kept, want) || s.none.Load() {
 		t.Errorf("sweep: %v, kept %q, want %q; none %v", err, kept, want, s.none.Load())
 	}
+	done := s.mount()
+	if err := sweep(); !errors.Is(err, errMounting) || swept {
+		t.Errorf("sweep while a stack is mounted: %v, swept %v", err, swept)
+	}
+	done()
 	fails = errors.New("one containerd cannot be read")
 	if err := sweep(); !errors.Is(err, fails) || swept {
 		t.Errorf("sweep without knowledge: %v, swept %v", err, swept)
