@@ -129,7 +129,7 @@ func (s *Server) stop() {
 }
 
 // call runs one call.
-func (s *Server) call(ctx context.Context, method string, run func(context.Context) error) (err error) {
+func (s *Server) call(ctx context.Context, method string, counted bool, run func(context.Context) error) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(s.over, func() { cancel(ErrStopping) })
@@ -145,7 +145,9 @@ func (s *Server) call(ctx context.Context, method string, run func(context.Conte
 			err = ErrStopping
 		}
 		s.calls.open.Add(-1)
-		s.calls.count(method, code(err), time.Since(begun))
+		if counted {
+			s.calls.count(method, code(err), time.Since(begun))
+		}
 	}()
 	return run(ctx)
 }
@@ -160,7 +162,7 @@ func code(err error) codes.Code {
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-	err = s.call(ctx, info.FullMethod, func(ctx context.Context) error {
+	err = s.call(ctx, info.FullMethod, true, func(ctx context.Context) error {
 		resp, err = handle(ctx, req)
 		if s.o.After != nil {
 			s.o.After(ctx, info.FullMethod, req, resp, err)
@@ -172,10 +174,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // stream is for a call of several messages, or of no service: those are not counted.
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if srv == nil {
-		return handle(srv, stream)
-	}
-	return s.call(stream.Context(), info.FullMethod, func(ctx context.Context) error {
+	return s.call(stream.Context(), info.FullMethod, srv != nil, func(ctx context.Context) error {
 		return handle(srv, &bounded{stream, ctx})
 	})
 }

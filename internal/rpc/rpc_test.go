@@ -141,7 +141,7 @@ func (s *stand) start(name string) <-chan codes.Code {
 
 func TestCalls(t *testing.T) {
 	s := newStand(t)
-	server, _ := s.serve(Options{})
+	server, _ := s.serve(Options{Unknown: map[string]grpc.StreamHandler{"panicking": func(any, grpc.ServerStream) error { panic("on purpose") }}})
 	for name, want := range map[string]codes.Code{
 		"good": codes.OK, "fails": codes.AlreadyExists, "panics": codes.Internal,
 		"long " + strings.Repeat("x", MaxMessage-100): codes.OK, "too long " + strings.Repeat("x", MaxMessage): codes.ResourceExhausted,
@@ -160,6 +160,9 @@ func TestCalls(t *testing.T) {
 	defer conn.Close()
 	if err := conn.Invoke(t.Context(), "/stranger/Method", &health.HealthCheckRequest{}, &health.HealthCheckResponse{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a method of no service: %v", err)
+	}
+	if err := conn.Invoke(t.Context(), "/panicking/Method", &health.HealthCheckRequest{}, &health.HealthCheckResponse{}); status.Code(err) != codes.Internal {
+		t.Errorf("a method that is not registered, and panics: %v", err)
 	}
 	all := server.Methods()
 	if len(all) != 2 || all[0].Name != health.Health_Check_FullMethodName || all[1].Name != health.Health_List_FullMethodName {
