@@ -150,8 +150,8 @@ func cleanErr(err error) error {
 	return err
 }
 
-// detail is the first message of a registry's error document.
-func detail(body []byte) string {
+// detail is the first message of a registry's error document, without secrets that it was sent.
+func detail(body []byte, secrets ...string) string {
 	var doc struct {
 		Errors []struct{ Code, Message string }
 	}
@@ -159,7 +159,7 @@ func detail(body []byte) string {
 		return ""
 	}
 	e := doc.Errors[0]
-	return clip(strings.ToLower(strings.TrimSuffix(e.Code+": "+e.Message, ": ")))
+	return clip(conceal(strings.ToLower(strings.TrimSuffix(e.Code+": "+e.Message, ": ")), secrets...)) // before a part of one is cut off
 }
 
 // clip makes outside text fit for one line of a message.

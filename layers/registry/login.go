@@ -170,7 +170,7 @@ func (l *login) authorization(ctx context.Context, scopes []string) (value strin
 	case l.cred.Bearer != "":
 		return "Bearer " + l.cred.Bearer, nil
 	case l.challenge.scheme == auth.BasicAuth:
-		return "Basic " + base64.StdEncoding.EncodeToString([]byte(l.cred.User+":"+l.cred.Secret)), nil
+		return "Basic " + basic(l.cred), nil
 	}
 	t := l.token(scopes)
 	select {
@@ -183,6 +183,11 @@ func (l *login) authorization(ctx context.Context, scopes []string) (value strin
 	}
 	l.keep(scopes, t)
 	return "Bearer " + t.value, nil
+}
+
+// basic is a credential as Basic authorization has it.
+func basic(c Credential) string {
+	return base64.StdEncoding.EncodeToString([]byte(c.User + ":" + c.Secret))
 }
 
 // token returns the token for scopes, and begins to fetch it if there is none, or

@@ -671,3 +671,18 @@ func TestMirrorAsks(t *testing.T) {
 }
 
 var _ http.Handler = (*gate)(nil)
+
+// TestDetail: of a secret that a server repeats nothing is told, also where the
+// message is cut off within it.
+func TestDetail(t *testing.T) {
+	const secret = "Sesame-open"
+	for n := range 200 {
+		doc := `{"errors":[{"code":"DENIED","message":"` + strings.Repeat("x", n) + secret + `"}]}`
+		if got := detail([]byte(doc), "other", secret); strings.Contains(got, "ses") {
+			t.Fatalf("after %d bytes: %q", n, got)
+		}
+		if got := detail([]byte(doc), "other"); got != clip("denied: "+strings.Repeat("x", n)+strings.ToLower(secret)) {
+			t.Fatalf("of no secret: %q", got)
+		}
+	}
+}

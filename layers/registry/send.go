@@ -264,7 +264,7 @@ func statusError(resp *http.Response, redirected bool) error {
 		Method: resp.Request.Method,
 		URL:    cleanURL(resp.Request.URL),
 		Code:   resp.StatusCode,
-		Detail: conceal(detail(text), sent(resp.Request)...),
+		Detail: detail(text, sent(resp.Request)...),
 		After:  retryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}
 	if redirected && errors.Is(err, ErrDenied) {
@@ -303,7 +303,7 @@ func tokenError(req *http.Request, err error, cred Credential) error {
 		if uerr != nil {
 			u = req.URL
 		}
-		e := &StatusError{Method: se.RequestMethod, URL: cleanURL(u), Code: se.StatusCode, Detail: conceal(detail(se.Body), cred.Secret)}
+		e := &StatusError{Method: se.RequestMethod, URL: cleanURL(u), Code: se.StatusCode, Detail: detail(se.Body, cred.Secret, basic(cred))}
 		switch {
 		case e.transient():
 			return e
