@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -310,6 +313,7 @@ func TestLayersAreHeld(t *testing.T) {
 	b.hold()
 	b.collect1()
 	has(one, false)
+	b.settle()
 	b.nothing()
 }
 
@@ -326,6 +330,20 @@ func TestLinger(t *testing.T) {
 	a.parts = []*part{{}, {given: true}}
 	if got := a.linger(); got != lingerAtTop {
 		t.Errorf("after the highest layer: %v, want %v", got, lingerAtTop)
+	}
+}
+
+// TestCollectionIsMarked: one that a crash prevents is made up for at the start.
+func TestCollectionIsMarked(t *testing.T) {
+	b := newBook(t)
+	mark := filepath.Join(b.root, "images", pullingMark)
+	b.CollectSoon()
+	if _, err := os.Stat(mark); err != nil {
+		t.Error(err)
+	}
+	b.settle()
+	if _, err := os.Stat(mark); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the mark stays: %v", err)
 	}
 }
 

@@ -139,16 +139,23 @@ func (s *Service) CollectSoon() {
 	if s.base.Err() != nil || s.collecting.Swap(true) {
 		return
 	}
+	due := []string{"collection"} // among the pins: the mark is there until it is done
+	s.pins.add(due, 1, s.markPulling)
 	s.background.Go(func() {
 		select {
-		case <-s.base.Done():
+		case <-s.base.Done(): // the next start finds the mark
 			return
 		case <-time.After(collectAfter):
 		}
 		s.collecting.Store(false) // what is released from here on is another one's
-		if err := s.Collect(s.base); err != nil && s.base.Err() == nil {
+		err := s.Collect(s.base)
+		switch {
+		case s.base.Err() != nil:
+			return
+		case err != nil:
 			s.Log.Error("release what nothing holds", "err", err)
 		}
+		s.pins.add(due, -1, s.markPulling)
 	})
 }
 
