@@ -106,6 +106,7 @@ func (p *Plan) bound(dest string) bool {
 
 // openStdio makes the child's first three descriptors.
 func (s *start) openStdio(f Files) error {
+	s.leave = f.Leave
 	if s.proc.terminal {
 		if f.Stdin != nil || f.Stdout != nil || f.Stderr != nil {
 			return errors.New("descriptors were given besides a terminal")

@@ -39,15 +39,16 @@ type Process struct {
 	done    chan struct{}
 
 	foreign bool // not our child: its end can be seen, not its status
+	leave   bool // when it has ended, leave it to who is our children's parent after us
 
 	status Status // valid after done
 	err    error
 }
 
 // newProcess takes over a pidfd and begins to wait for it.
-func newProcess(pid, pidfd int, console *pty) *Process {
+func newProcess(pid, pidfd int, console *pty, leave bool) *Process {
 	err := unix.SetNonblock(pidfd, true) // so that the poller waits, not a thread
-	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), console: console, done: make(chan struct{}), err: err}
+	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), console: console, done: make(chan struct{}), err: err, leave: leave}
 	go p.reap()
 	return p
 }
@@ -58,6 +59,19 @@ func newForeign(pid, pidfd int) *Process {
 	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), done: make(chan struct{}), err: err, foreign: true}
 	go p.reap()
 	return p
+}
+
+// bury ends a process that did not come to be, and reaps it in any case.
+func (p *Process) bury() {
+	_ = p.Signal(unix.SIGKILL)
+	<-p.done
+	if p.leave {
+		if rc, err := p.pidfd.SyscallConn(); err == nil {
+			_ = rc.Control(func(fd uintptr) { _, _, _ = waitPidfd(int(fd), 0) })
+		}
+	}
+	p.pidfd.Close()
+	p.closeConsole()
 }
 
 // hasEnded tells whether a pidfd's process has ended, reaped or not.
@@ -84,7 +98,11 @@ func (p *Process) reap() {
 		if p.foreign {
 			ended, p.err = hasEnded(int(fd))
 		} else {
-			ended, p.status, p.err = waitPidfd(int(fd))
+			flags := uintptr(0)
+			if p.leave {
+				flags = unix.WNOWAIT
+			}
+			ended, p.status, p.err = waitPidfd(int(fd), flags)
 		}
 		return ended || p.err != nil
 	})
@@ -92,7 +110,7 @@ func (p *Process) reap() {
 }
 
 // waitPidfd reaps a child if it has ended.
-func waitPidfd(fd int) (bool, Status, error) {
+func waitPidfd(fd int, flags uintptr) (bool, Status, error) {
 	// siginfo_t of SIGCHLD (asm-generic/siginfo.h): signo, errno, code, pad, pid, uid, status.
 	var info struct {
 		signo, errno, code, _ int32
@@ -102,7 +120,7 @@ func waitPidfd(fd int) (bool, Status, error) {
 		_                     [100]byte
 	}
 	for {
-		err := waitid(fd, &info)
+		err := waitid(fd, &info, flags)
 		switch {
 		case err == unix.EINTR:
 			continue

@@ -67,15 +67,12 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 	if err != nil {
 		return nil, err
 	}
-	p := newProcess(pid, int(atomic.LoadInt32(&pidfd)), s.console)
+	p := newProcess(pid, int(atomic.LoadInt32(&pidfd)), s.console, s.leave)
 	s.console = nil // it is the process's now
 	if out.errno == 0 && ierr == nil && !killed {
 		return p, nil
 	}
-	_ = p.Signal(unix.SIGKILL)
-	<-p.done
-	p.pidfd.Close()
-	p.closeConsole()
+	p.bury()
 	if killed {
 		return nil, ctx.Err()
 	}

@@ -23,6 +23,9 @@ type Files struct {
 	// Stdin, Stdout and Stderr are /dev/null where they are nil. With a terminal all
 	// are nil. They are made blocking, and a pipe's owner is the process's user afterwards.
 	Stdin, Stdout, Stderr *os.File
+	// Leave says that the process is for somebody else to wait for, who becomes its
+	// parent when the caller has ended. It is not reaped, however soon it ends.
+	Leave bool
 	// Extra become the descriptors 3 and up, at most MaxExtra of them.
 	Extra []*os.File
 }
@@ -115,6 +118,7 @@ type start struct {
 	park        *Parking
 	fifos       [2]int
 	parkedAt    int
+	leave       bool
 	exec        bool // a further process
 	extra       int  // descriptors from 3 on
 	container   *Container

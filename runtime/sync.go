@@ -118,7 +118,7 @@ func (s *start) runSynced(ctx context.Context, args *cloneArgs, out *outcome, pi
 	if err != nil {
 		return nil, err
 	}
-	p := newProcess(pid, int(atomic.LoadInt32(pidfd)), s.console)
+	p := newProcess(pid, int(atomic.LoadInt32(pidfd)), s.console, s.leave && !s.forks)
 	s.console = nil
 	if s.forks {
 		// The first child makes a second one, ours too, and ends.
@@ -140,10 +140,7 @@ func (s *start) runSynced(ctx context.Context, args *cloneArgs, out *outcome, pi
 	case err == nil:
 		err = s.failure(out)
 	}
-	_ = p.Signal(unix.SIGKILL)
-	<-p.done
-	p.pidfd.Close()
-	p.closeConsole()
+	p.bury()
 	return nil, err
 }
 
@@ -172,7 +169,7 @@ func (s *start) second(ctx context.Context, first *Process, out *outcome) (*Proc
 	if err != nil {
 		return fail(&StepError{"pidfd_open", err})
 	}
-	return newProcess(out.pid, fd, console), nil
+	return newProcess(out.pid, fd, console, s.leave), nil
 }
 
 // serve handles what the child waits for until it has executed its program or

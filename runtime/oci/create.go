@@ -208,6 +208,7 @@ func create(ctx context.Context, c *CLI, args []string) error {
 	if err != nil {
 		return err
 	}
+	j.files.Leave = true
 	made, err := runtime.Create(ctx, j.plan, j.files, runtime.Parking{Dir: j.k.dir, Record: func(r *runtime.Container) error {
 		if err := j.announce(r.Init()); err != nil {
 			return err
@@ -284,6 +285,7 @@ func run(ctx context.Context, c *CLI, args []string) error {
 	if err != nil {
 		return err
 	}
+	j.files.Leave = m.detach
 	r, err := runtime.Start(ctx, j.plan, j.files)
 	if err != nil {
 		return errors.Join(fmt.Errorf("run: %w", err), j.discard())

@@ -109,6 +109,7 @@ func (c *CLI) executeIn(ctx context.Context, r *runtime.Container, proc *specs.P
 	if !t.detach {
 		signal.Notify(caught, forwarded...)
 	}
+	files.Leave = t.detach
 	start := r.Exec
 	if t.ignorePaused {
 		start = r.ExecPaused
