@@ -63,6 +63,27 @@ func TestExecUser(t *testing.T) {
 	}
 }
 
+// TestLeave: a process that is somebody else's to wait for is not reaped. containerd's
+// shim, a subreaper, would wait for ever for one that was.
+func TestLeave(t *testing.T) {
+	needRoot(t)
+	c := begin(t, newSpec(t, newRoot(t), "sleep"), options(t))
+	for _, leave := range []bool{true, false} {
+		p, err := c.Exec(t.Context(), &specs.Process{Args: []string{"/inside", "exit", "3"}, Cwd: "/"}, Files{Leave: leave})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := p.Wait(t.Context()); err != nil || st.ExitCode() != 3 {
+			t.Errorf("Wait() = %v, %v, want 3", st, err)
+		}
+		var st unix.WaitStatus
+		got, err := unix.Wait4(p.Pid(), &st, 0, nil)
+		if leave && (err != nil || got != p.Pid() || st.ExitStatus() != 3) || !leave && err != unix.ECHILD {
+			t.Errorf("leave %v: wait for process %d: %d, %v, status %d", leave, p.Pid(), got, err, st.ExitStatus())
+		}
+	}
+}
+
 func TestExecAfterTheEnd(t *testing.T) {
 	needRoot(t)
 	c := begin(t, newSpec(t, newRoot(t), "exit", "0"), options(t))

@@ -158,26 +158,6 @@ func (b *bench) testExec(ctx context.Context, r *runc.Runc) {
 	}
 }
 
-// TestDetachedEnd: a process of exec --detach is the caller's to reap, however soon it ends. The shim is a
-// subreaper, and would wait for ever for a process that somebody else has reaped.
-func TestDetachedEnd(t *testing.T) {
-	b := newBench(t)
-	b.starts()
-	must(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-	defer func() { must(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)) }()
-	pidFile := filepath.Join(b.bundle, "pid")
-	for i := range 25 {
-		b.ok("exec", "--detach", "--pid-file", pidFile, b.id, "/inside", "exit", "3")
-		pid, err := runc.ReadPidFile(pidFile)
-		must(t, err)
-		var st unix.WaitStatus
-		if got, err := unix.Wait4(pid, &st, 0, nil); err != nil || got != pid || st.ExitStatus() != 3 {
-			t.Fatalf("exec %d: wait for process %d: %d, %v, status %d", i, pid, got, err, st.ExitStatus())
-		}
-	}
-	b.end()
-}
-
 // TestGoRuncRun: run, features, version, and what is refused.
 func TestGoRuncRun(t *testing.T) {
 	b := newBench(t, "exit", "42")
