@@ -61,11 +61,15 @@ func (s *Service) dropAliased() error {
 	if err != nil || len(old) == 0 {
 		return err
 	}
+	using := map[string]bool{} // looked at first: who lets go meanwhile is one of the users
+	for id := range old {
+		using[id] = s.uses.held(digest.Digest(id))
+	}
 	users := s.Users()
 	return s.db.Update(func(tx *bolt.Tx) error {
 		for id, a := range old {
 			d := digest.Digest(id)
-			if len(users[d]) > 0 || s.uses.held(d) || slices.ContainsFunc(a.Trees, func(tree string) bool { return mounted[tree] }) {
+			if len(users[d]) > 0 || using[id] || slices.ContainsFunc(a.Trees, func(tree string) bool { return mounted[tree] }) {
 				continue
 			}
 			if err := change(tx, "manifests", id, func(m *manifestRow) {

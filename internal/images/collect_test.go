@@ -2,11 +2,15 @@ package images
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/images/imagestest"
 )
 
@@ -50,5 +54,31 @@ func TestHeldMeanwhile(t *testing.T) {
 		if _, err := b.Find(im.Ref); err != nil {
 			t.Errorf("its image: %v", err)
 		}
+	}
+}
+
+// TestUsedMeanwhile: an image is not removed when who holds it becomes a user
+// between the looks at those and at these.
+func TestUsedMeanwhile(t *testing.T) {
+	b := newBook(t)
+	var meanwhile atomic.Pointer[func()]
+	b.Options.Users = func() map[digest.Digest][]User {
+		if f := meanwhile.Load(); f != nil {
+			(*f)()
+		}
+		return nil // as it was before that
+	}
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10))
+	_, release, err := b.Use(t.Context(), control.PullArgs{Ref: im.Ref}, untold)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = sync.OnceFunc(release)
+	meanwhile.Store(&release)
+	if _, err := b.Remove(t.Context(), []string{im.Ref}, false); !errors.Is(err, ErrInUse) {
+		t.Errorf("Remove: %v, want %v", err, ErrInUse)
+	}
+	if _, err := b.Remove(t.Context(), []string{im.Ref}, false); err != nil {
+		t.Errorf("when nobody uses it: %v", err)
 	}
 }

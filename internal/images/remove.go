@@ -86,6 +86,7 @@ func (s *Service) removeOne(name string, force bool) ([]control.Removed, error) 
 
 // free is nil if nothing that counts uses the image.
 func (s *Service) free(k *Known, name string, force bool) error {
+	held := s.uses.held(k.Desc.Digest) // looked at first: who lets go meanwhile is one of the users
 	for _, u := range s.Users()[k.Desc.Digest] {
 		if u.Running {
 			return fmt.Errorf("image %s: %w by running container %s", name, ErrInUse, u.Name)
@@ -94,7 +95,7 @@ func (s *Service) free(k *Known, name string, force bool) error {
 			return fmt.Errorf("image %s: %w by stopped container %s; remove that first, or use --force", name, ErrInUse, u.Name)
 		}
 	}
-	if s.uses.held(k.Desc.Digest) {
+	if held {
 		return fmt.Errorf("image %s: %w by somebody who begins to use it", name, ErrInUse)
 	}
 	var target string
