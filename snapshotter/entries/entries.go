@@ -154,8 +154,14 @@ func (e *Entries) next() *entry {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.queue) == 0 {
-		e.queue, e.dropped = nil, false
-		return nil
+		e.queue = nil
+		if !e.dropped {
+			return nil
+		}
+		e.dropped = false
+		e.swept.Store(false) // a sweep finds what there was no room for
+		e.queued[key{}] = true
+		return &entry{}
 	}
 	en := e.queue[0]
 	e.queue = e.queue[1:]

@@ -427,12 +427,16 @@ func TestNoRetry(t *testing.T) {
 // TestBound: a containerd that never answers costs no more than the queue.
 func TestBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var made atomic.Int64
+		var made, sweeps atomic.Int64
 		release := make(chan struct{})
-		e, stop := queueOf(func(ctx context.Context, _ key) error {
+		e, stop := queueOf(func(ctx context.Context, k key) error {
 			select {
 			case <-release:
-				made.Add(1)
+				if k == (key{}) {
+					sweeps.Add(1)
+				} else {
+					made.Add(1)
+				}
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
@@ -449,8 +453,8 @@ func TestBound(t *testing.T) {
 		close(release)
 		time.Sleep(settleAtMost)
 		synctest.Wait()
-		if n := made.Load(); n != maxQueue || len(e.queued) != 0 {
-			t.Errorf("%d made, %d queued; want %d and none", n, len(e.queued), maxQueue)
+		if n := made.Load(); n != maxQueue || len(e.queued) != 0 || sweeps.Load() != 1 {
+			t.Errorf("%d made, %d queued, %d sweeps; want %d, none and one for what had no room", n, len(e.queued), sweeps.Load(), maxQueue)
 		}
 		e.Prepared("one", layer.Digest)
 		time.Sleep(settleAfter)
