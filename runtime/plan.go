@@ -380,10 +380,8 @@ func ipcSysctl(name string) bool {
 // Cgroup is the container's cgroup, below the mount points of the hierarchies.
 func (p *Plan) Cgroup() string { return p.cgroup }
 
-// CanTrace tells whether a process of the container may look into any other that it sees, dumpable or not.
-func (p *Plan) CanTrace() bool {
-	return p.proc.caps.bounding&(1<<unix.CAP_SYS_PTRACE) != 0 && !p.inUser()
-}
+// HostRoot tells whether root inside may write to what is the host's root's, if it gets hold of it.
+func (p *Plan) HostRoot() bool { return !p.inUser() }
 
 // PrivatePID tells whether the container has a pid namespace of its own, so
 // that its processes end with its first one.

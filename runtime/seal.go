@@ -10,9 +10,11 @@ import (
 )
 
 // Seal executes this program again, from a mount that is read-only, unless its
-// file is on one already: then nobody who gets hold of /proc/PID/exe of a
-// process that joins a container can write to it (CVE-2019-5736). Not even one
-// who could read it (Plan.CanTrace) can undo that: the mount is nowhere.
+// file is on one already: then nobody inside who gets hold of this program's
+// file can write to it (CVE-2019-5736), and nobody can undo that: the mount is
+// nowhere. To get hold of it takes CAP_SYS_PTRACE or, without any rights, a
+// program that is a link to /proc/self/exe, or a script that names that as its
+// interpreter: execve resolves it while the process is still this program.
 //
 // It costs another start of the program, and is to be called before anything else is done.
 func Seal() error {

@@ -127,6 +127,11 @@ func (m making) prepare(c *CLI, id string, foreground bool) (*job, error) {
 	if err := runtime.CheckID(id); err != nil {
 		return nil, err
 	}
+	if !m.dryRun { // the container's program may be a link to this one
+		if err := runtime.Seal(); err != nil {
+			return nil, err
+		}
+	}
 	bundle, err := filepath.Abs(m.bundle)
 	if err != nil {
 		return nil, err

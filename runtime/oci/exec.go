@@ -78,7 +78,7 @@ func (c *CLI) execute(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if plan.CanTrace() {
+	if plan.HostRoot() {
 		if err := runtime.Seal(); err != nil {
 			return err
 		}

@@ -288,3 +288,64 @@ func TestDryRun(t *testing.T) {
 		t.Error("it made a state directory")
 	}
 }
+
+// TestOwnProgram: whoever makes the runtime execute itself inside, by a link to /proc/self/exe or a script for it, gets
+// no file that could be written (CVE-2019-5736). One that runs cannot be written anyhow (ETXTBSY), so it has to end.
+func TestOwnProgram(t *testing.T) {
+	for name, put := range map[string]func(string) error{
+		"link":   func(n string) error { return os.Symlink("/proc/self/exe", n) },
+		"script": func(n string) error { return os.WriteFile(n, []byte("#!/proc/self/exe\n"), 0o755) },
+	} {
+		b := newBench(t, "trap")
+		must(t, put(filepath.Join(b.bundle, "rootfs/self")))
+		bin, err := os.Stat(b.bin)
+		must(t, err)
+		r, w, err := os.Pipe()
+		must(t, err)
+		size, err := unix.FcntlInt(w.Fd(), unix.F_GETPIPE_SZ, 0)
+		must(t, err)
+		_, err = w.Write(make([]byte, size)) // so that what writes its help stands still
+		must(t, err)
+		open := func(pid int) *os.File {
+			t.Helper()
+			exe, err := os.OpenFile(fmt.Sprintf("/proc/%d/exe", pid), unix.O_PATH, 0)
+			must(t, err)
+			t.Cleanup(func() { exe.Close() })
+			return exe
+		}
+		var pids []int
+		var files []*os.File
+		// As the first process, and as one that joins.
+		b.spec.Process.Args = []string{"/self", "--help"}
+		b.write()
+		cmd := b.cmd("create", "--bundle", b.bundle, b.id)
+		cmd.Stdout, cmd.Stderr = w, w
+		must(t, cmd.Run())
+		b.ok("start", b.id)
+		pids = append(pids, b.state().Pid)
+		files = append(files, open(pids[0]))
+		pidFile := filepath.Join(b.bundle, "pid")
+		cmd = b.cmd("exec", "--detach", "--pid-file", pidFile, b.id, "/self", "--help")
+		cmd.Stdout, cmd.Stderr = w, w
+		must(t, cmd.Run())
+		var pid int
+		text, err := os.ReadFile(pidFile)
+		must(t, err)
+		_, err = fmt.Sscan(string(text), &pid)
+		must(t, err)
+		pids, files = append(pids, pid), append(files, open(pid))
+		must(t, errors.Join(r.Close(), w.Close())) // now they fail to write
+		for i, f := range files {
+			waitPid(t, pids[i])
+			is, err := f.Stat()
+			must(t, err)
+			if !os.SameFile(is, bin) {
+				t.Errorf("%s, process %d: it executed %v, not the runtime", name, i, is)
+			}
+			if w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY, 0); !errors.Is(err, unix.EROFS) {
+				w.Close()
+				t.Errorf("%s, process %d: opening the runtime for writing gave %v, want EROFS", name, i, err)
+			}
+		}
+	}
+}
