@@ -3,8 +3,10 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -340,5 +342,41 @@ func TestCgroupPath(t *testing.T) {
 		if _, err := NewPlan(spec, Options{ID: "x"}); err == nil {
 			t.Errorf("cgroup path %q was taken", p)
 		}
+	}
+}
+
+// TestKernelReach: by Docker's profile and capabilities, what the kernel has been broken by most cannot be
+// reached: user namespaces and mounts (CVE-2022-0185, and CVE-2022-0492, whose release_agent is also
+// below a read-only mount), AF_ALG (CVE-2026-31431), AF_VSOCK, BPF, keys, io_uring, userfaultfd.
+func TestKernelReach(t *testing.T) {
+	calls := map[string][]int{
+		"unshare a user namespace": {unix.SYS_UNSHARE, unix.CLONE_NEWUSER}, "clone a user namespace": {unix.SYS_CLONE, unix.CLONE_NEWUSER | int(unix.SIGCHLD)},
+		"unshare a cgroup namespace": {unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP}, "mount": {unix.SYS_MOUNT}, "umount": {unix.SYS_UMOUNT2},
+		"fsopen": {unix.SYS_FSOPEN}, "open_tree": {unix.SYS_OPEN_TREE}, "move_mount": {unix.SYS_MOVE_MOUNT}, "mount_setattr": {unix.SYS_MOUNT_SETATTR},
+		"setns": {unix.SYS_SETNS}, "pivot_root": {unix.SYS_PIVOT_ROOT}, "open_by_handle_at": {unix.SYS_OPEN_BY_HANDLE_AT},
+		"AF_ALG": {unix.SYS_SOCKET, unix.AF_ALG, unix.SOCK_SEQPACKET}, "AF_VSOCK": {unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM},
+		"bpf": {unix.SYS_BPF}, "add_key": {unix.SYS_ADD_KEY}, "keyctl": {unix.SYS_KEYCTL}, "io_uring": {unix.SYS_IO_URING_SETUP, 1},
+		"userfaultfd": {unix.SYS_USERFAULTFD}, "perf_event_open": {unix.SYS_PERF_EVENT_OPEN}, "init_module": {unix.SYS_INIT_MODULE}, "kexec_load": {unix.SYS_KEXEC_LOAD},
+	}
+	names := slices.Sorted(maps.Keys(calls))
+	var args []string
+	for _, name := range names {
+		args = append(args, "syscall")
+		for _, n := range calls[name] {
+			args = append(args, fmt.Sprint(n))
+		}
+		args = append(args, ";")
+	}
+	got := strings.Split(strings.TrimSpace(run(t, args...)), "\n")
+	if len(got) != len(names) {
+		t.Fatalf("%d answers to %d calls: %q", len(got), len(names), got)
+	}
+	for i, name := range names {
+		if got[i] != "syscall EPERM" && got[i] != "syscall ENOSYS" {
+			t.Errorf("%s: %s, want EPERM or ENOSYS", name, got[i])
+		}
+	}
+	for _, name := range []string{"/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory", "/sys/kernel/uevent_helper"} {
+		want(t, run(t, "write", name, "/evil"), "write EROFS\n")
 	}
 }

@@ -349,3 +349,45 @@ func TestOwnProgram(t *testing.T) {
 		}
 	}
 }
+
+// TestPrivateState: what the runtime keeps about a container, other users of the host cannot
+// see, and it listens nowhere, least of all at an abstract socket (CVE-2020-15257, CVE-2021-41103, CVE-2024-25621).
+func TestPrivateState(t *testing.T) {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	b := newBench(t, "trap")
+	b.create()
+	n := 0
+	must(t, filepath.WalkDir(b.root, func(name string, d os.DirEntry, err error) error {
+		must(t, err)
+		fi, err := d.Info()
+		must(t, err)
+		if n++; fi.Mode()&0o077 != 0 && (name == b.root || filepath.Dir(name) == b.root) {
+			t.Errorf("%s is open to others: %v", name, fi.Mode())
+		}
+		if fi.Mode()&0o022 != 0 {
+			t.Errorf("%s can be written by others: %v", name, fi.Mode())
+		}
+		return nil
+	}))
+	if n < 4 {
+		t.Errorf("%d files of state", n)
+	}
+	pid := b.state().Pid
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	must(t, err)
+	sockets, err := os.ReadFile("/proc/net/unix")
+	must(t, err)
+	for _, l := range links {
+		target, err := os.Readlink(l)
+		if inode, ok := strings.CutPrefix(target, "socket:["); err == nil && ok {
+			for line := range strings.Lines(string(sockets)) {
+				if f := strings.Fields(line); len(f) > 7 && f[6]+"]" == inode {
+					t.Errorf("a socket with a name: %s", line)
+				}
+			}
+		}
+	}
+	b.ok("start", b.id)
+	b.end()
+}

@@ -57,7 +57,8 @@ func libseccomp(t *testing.T, s *specs.LinuxSeccomp) *Filter {
 }
 
 // TestLibseccomp compares both filters of Docker's profile over all numbers the
-// profile knows and all argument classes. ENOSYS for newer ones is runc's addition.
+// profile knows and all argument classes. ENOSYS for newer ones is runc's addition;
+// they, x32's and other architectures' are denied by both.
 func TestLibseccomp(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_SYS_ADMIN"}, {"CAP_SYS_PTRACE", "CAP_BPF", "CAP_SYS_CHROOT"}} {
 		s := docker(t, nil, caps...)
@@ -91,6 +92,21 @@ func TestLibseccomp(t *testing.T) {
 						check(d)
 					}
 				}
+			}
+		}
+		deny := func(d data, ourAnswer, theirAnswer action) {
+			compared++
+			if a, b := ours.run(t, d), theirs.run(t, d); a != ourAnswer || b != theirAnswer {
+				t.Fatalf("call %+v: ours says %#x, libseccomp's %#x, want %#x and %#x", d, a, b, ourAnswer, theirAnswer)
+			}
+		}
+		for nr := uint32(last) + 1; nr < 4096; nr++ {
+			deny(data{nr: nr, arch: unix.AUDIT_ARCH_X86_64}, enosys, p.rest)
+		}
+		for nr := range uint32(1024) {
+			deny(data{nr: x32Bit + nr, arch: unix.AUDIT_ARCH_X86_64}, killProcess, 0) // 0 kills the thread
+			for _, arch := range []uint32{0, unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_AARCH64} {
+				deny(data{nr: nr, arch: arch}, killProcess, 0)
 			}
 		}
 		t.Logf("%d calls agree", compared)
