@@ -246,7 +246,7 @@ func TestDeleteWhileCreating(t *testing.T) {
 	must(t, cmd.Start())
 	f, err := os.Open(fifo) // waits until the hook runs
 	must(t, err)
-	f.Close()
+	defer f.Close() // not before the hook has written: a broken pipe would end it
 	if s := b.state().Status; s != specs.StateCreating {
 		t.Errorf("it is %s, want creating", s)
 	}
