@@ -20,9 +20,12 @@ type memories struct {
 
 // Bounds of memories.
 const (
-	maxMemories = 16
+	maxMemories = 4
 	maxMemory   = 4 << 20 // bytes of one
 )
+
+// All of them, in base64, have to fit into one frame, or no worker could start.
+const _ = uint(control.MaxFrame - maxMemories*maxMemory/3*4 - 1<<20)
 
 func (m *memories) put(name string, state []byte) error {
 	m.mu.Lock()
