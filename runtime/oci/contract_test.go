@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -233,4 +234,29 @@ func readUntil(t *testing.T, r io.Reader, want string) {
 			t.Fatalf("the terminal ended with %v after %q, without %q", err, all.String(), want)
 		}
 	}
+}
+
+// events may run for as long as its container, and holds no more for that.
+func TestEventsForLong(t *testing.T) {
+	b := newBench(t, "trap")
+	b.create()
+	b.ok("start", b.id)
+	cmd := b.cmd("events", "--interval", "1ms", b.id)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for i := range 100 {
+		if !lines.Scan() || !strings.Contains(lines.Text(), `"type":"stats"`) {
+			t.Fatalf("line %d: %q, %v", i, lines.Text(), lines.Err())
+		}
+	}
+	open, err := os.ReadDir("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/fd")
+	if err != nil || len(open) > 30 {
+		t.Errorf("%d descriptors are open, %v", len(open), err)
+	}
+	b.end()
+	for lines.Scan() {
+	}
+	must(t, cmd.Wait())
 }

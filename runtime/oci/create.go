@@ -232,15 +232,11 @@ func start(ctx context.Context, c *CLI, args []string) error {
 	if err != nil {
 		return err
 	}
-	k, err := c.openLocked(rest[0], 10*time.Second)
+	k, status, fd, err := c.openStatus(rest[0])
 	if err != nil {
 		return err
 	}
 	defer k.release()
-	status, fd, err := k.status()
-	if err != nil {
-		return err
-	}
 	if fd >= 0 {
 		defer unix.Close(fd)
 	}

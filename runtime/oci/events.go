@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/runtime/cgroups"
@@ -105,16 +104,14 @@ func (k *container) follow(g *cgroups.Group, out *json.Encoder, interval time.Du
 	if err != nil {
 		return err
 	}
+	_, fd, err := k.status()
+	if err != nil || fd < 0 {
+		return err
+	}
+	defer unix.Close(fd)
 	const look = 100 * time.Millisecond // at the number of those killed; it costs a read
 	next := time.Now()
 	for {
-		status, fd, err := k.status()
-		if fd >= 0 {
-			defer unix.Close(fd)
-		}
-		if err != nil || status == specs.StateStopped {
-			return err
-		}
 		now, err := g.OOMKills()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -223,17 +223,14 @@ func remove(ctx context.Context, c *CLI, args []string) error {
 			return err
 		}
 	}
-	if k, err = c.openLocked(id, 10*time.Second); err != nil {
+	k, status, fd, err := c.openStatus(id)
+	if err != nil {
 		if errors.Is(err, errNotExist) && *force {
 			return nil
 		}
 		return err
 	}
 	defer k.release()
-	status, fd, err := k.status()
-	if err != nil {
-		return err
-	}
 	if fd >= 0 {
 		defer unix.Close(fd)
 		if status != specs.StateCreated && !*force {
@@ -300,15 +297,11 @@ func freeze(ctx context.Context, c *CLI, args []string, on bool) error {
 	if err != nil {
 		return err
 	}
-	k, err := c.openLocked(rest[0], 10*time.Second)
+	k, status, fd, err := c.openStatus(rest[0])
 	if err != nil {
 		return err
 	}
 	defer k.release()
-	status, fd, err := k.status()
-	if err != nil {
-		return err
-	}
 	if fd >= 0 {
 		unix.Close(fd)
 	}

@@ -133,6 +133,18 @@ func (c *CLI) openLocked(id string, wait time.Duration) (*container, error) {
 	return k, nil
 }
 
+// openStatus is openLocked and status.
+func (c *CLI) openStatus(id string) (k *container, status specs.ContainerState, fd int, err error) {
+	if k, err = c.openLocked(id, 10*time.Second); err != nil {
+		return nil, "", -1, err
+	}
+	if status, fd, err = k.status(); err != nil {
+		k.release()
+		return nil, "", -1, err
+	}
+	return k, status, fd, nil
+}
+
 // acquire locks the directory; wait is how long another one's operation may last.
 func (k *container) acquire(wait time.Duration) error {
 	f, err := os.Open(k.dir)
