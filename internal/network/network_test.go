@@ -767,6 +767,45 @@ func TestTrusting(t *testing.T) {
 	}
 }
 
+// TestTrustingLoopback: where senders are not filtered, a container is all the same not taken for this machine.
+func TestTrustingLoopback(t *testing.T) {
+	s := newStand(t)
+	a := s.attach(1, control.Port{HostIP: "127.0.0.1", Host: 8080, HostEnd: 8080, Container: 80, Proto: "tcp"})
+	s.tables().trusting = true
+	must(t, s.repair())
+	c, err := nftables.New()
+	must(t, err)
+	c.DelTable(&nftables.Table{Name: s.o.Bridge, Family: nftables.TableFamilyBridge})
+	must(t, c.Flush())
+	for _, l := range []string{"all", s.o.Bridge} { // else the kernel drops what no route leads back to
+		name := "ipv4/conf/" + l + "/rp_filter"
+		old, err := sysctl(name)
+		must(t, err)
+		must(t, setSysctl(name, "0"))
+		defer setSysctl(name, old)
+	}
+	here, err := net.ListenPacket("udp4", join(a.Gateway4, 0))
+	must(t, err)
+	defer here.Close()
+	networktest.In(int(a.ns.Fd()), func() {
+		must(t, setSysctl("ipv4/conf/eth0/route_localnet", "1"))
+		for _, from := range []string{"127.0.0.2", a.IPv4.Addr().String()} {
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
+			c, err := d.Dial("udp4", here.LocalAddr().String())
+			must(t, err)
+			_, err = c.Write([]byte(from))
+			must(t, err)
+			must(t, c.Close())
+		}
+	})
+	b := make([]byte, 100)
+	must(t, here.SetReadDeadline(time.Now().Add(10*time.Second)))
+	n, _, err := here.ReadFrom(b)
+	if string(b[:n]) != a.IPv4.Addr().String() {
+		t.Errorf("the first datagram that is heard is of %q, %v", b[:n], err)
+	}
+}
+
 // TestDatagrams: who sends from one port, before there is a container and after it was replaced, is heard.
 func TestDatagrams(t *testing.T) {
 	s := newStand(t)

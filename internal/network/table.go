@@ -24,7 +24,9 @@ import (
 //	    map publish4 { type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service }   # -p ADDRESS:PORT:…
 //	    map any4     { type inet_proto . inet_service : ipv4_addr . inet_service }               # -p PORT:…
 //	    map publish6, any6 …
-//	    chain guard { type filter hook prerouting priority raw; iifname "snapfs0" ip daddr 127.0.0.0/8 drop }
+//	    chain guard { type filter hook prerouting priority raw
+//	        iifname "snapfs0" ip daddr 127.0.0.0/8 drop
+//	        iifname "snapfs0" ip saddr 127.0.0.0/8 drop }
 //	    chain in    { type nat hook prerouting priority dstnat
 //	        ip daddr 127.0.0.0/8 return
 //	        fib daddr type != local return
@@ -290,7 +292,7 @@ func (t *tables) rules(c *nftables.Conn, l *layout) error {
 	loopback4, loopback6 := netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")
 
 	guard := t.chain(c, l.inet, "guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -300)
-	guard(when(from(t.bridge), destWithin(loopback4), drop))
+	guard(when(from(t.bridge), destWithin(loopback4), drop), when(from(t.bridge), sourceWithin(loopback4), drop))
 
 	// What is sent to ::1 stays: the kernel takes no answers for it that come by another link.
 	published := []rule{
