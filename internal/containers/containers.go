@@ -65,7 +65,8 @@ type Service struct {
 	mu       sync.Mutex
 	names    map[string]string // name → ID
 	known    map[string]*monitor.Config
-	spawning map[string]bool // ID: its monitor is being started, and may not hold its lock yet
+	spawning map[string]bool          // ID: its monitor is being started, and may not hold its lock yet
+	starting map[string]chan struct{} // ID: closed when Start has ended
 }
 
 // Labels of ours in a container's configuration.
@@ -85,6 +86,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	s := &Service{
 		Options: o, opened: time.Now(), quiet: defaultQuiet,
 		names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{},
+		starting: map[string]chan struct{}{},
 	}
 	for _, dir := range []string{s.dir(""), s.runDir("")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -274,6 +274,11 @@ func (s *Service) Start(ctx context.Context, name string) (*control.Created, err
 	if c == nil {
 		return nil, notFound(name)
 	}
+	done, err := s.only(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	start := s.again(c)
 	if !monitor.Alive(s.dir(id)) {
 		err = s.revive(ctx, c, start)
@@ -285,6 +290,32 @@ func (s *Service) Start(ctx context.Context, name string) (*control.Created, err
 		return nil, err
 	}
 	return &control.Created{ID: id, Name: c.Name, Socket: c.Socket}, nil
+}
+
+// only waits until nobody else starts the container, whose network it would take
+// away, and keeps others from it until done is called.
+func (s *Service) only(ctx context.Context, id string) (done func(), err error) {
+	for {
+		s.mu.Lock()
+		other := s.starting[id]
+		if other == nil {
+			mine := make(chan struct{})
+			s.starting[id] = mine
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.starting, id)
+				s.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // revive gives a container without a monitor its root file system and a monitor.

@@ -1,11 +1,13 @@
 package containers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -115,6 +117,50 @@ func TestExposedWithoutEnd(t *testing.T) {
 	if err != nil || len(list) != 1 || len(warnings) != maxWarnings || len(warnings[0]) > 300 {
 		t.Errorf("with names that are none: %v, %d warnings, the first of %d bytes, %v", list, len(warnings), len(warnings[0]), err)
 	}
+}
+
+func TestOneStartAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Service{starting: map[string]chan struct{}{}}
+		first, err := s.only(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := s.only(t.Context(), "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		other()
+		impatient, cancel := context.WithCancel(t.Context())
+		in := 0
+		for range 3 {
+			go func() {
+				done, err := s.only(t.Context(), "a")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				in++
+				done()
+			}()
+		}
+		go func() {
+			if _, err := s.only(impatient, "a"); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		}()
+		synctest.Wait()
+		if in != 0 {
+			t.Errorf("%d start beside the first", in)
+		}
+		cancel()
+		synctest.Wait()
+		first()
+		synctest.Wait()
+		if in != 3 || len(s.starting) != 0 {
+			t.Errorf("%d have started, %d are at it", in, len(s.starting))
+		}
+	})
 }
 
 func FuzzHosts(f *testing.F) {
