@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -27,6 +28,17 @@ func (l *labelFiles) path(d digest.Digest) (string, error) {
 		return "", err
 	}
 	return filepath.Join(l.dir, fileName(d)), nil
+}
+
+// tidy removes what a crash has left of files that were being written.
+func (l *labelFiles) tidy() error {
+	files, err := os.ReadDir(l.dir)
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), tmpPrefix) {
+			err = errors.Join(err, os.Remove(filepath.Join(l.dir, f.Name())))
+		}
+	}
+	return err
 }
 
 // Get returns the labels of a blob.

@@ -145,10 +145,13 @@ func (ps *promises) remove(d digest.Digest) error {
 // fileName is what a valid digest's file is called.
 func fileName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
+// tmpPrefix begins names of files that are being written. No digest begins so.
+const tmpPrefix = ".tmp-"
+
 // writeFile makes or replaces a file, whole or not at all, and if durable so
 // that a power cut does not undo it.
 func writeFile(path string, data []byte, durable bool) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	f, err := os.CreateTemp(filepath.Dir(path), tmpPrefix+"*")
 	if err != nil {
 		return err
 	}

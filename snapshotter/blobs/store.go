@@ -90,7 +90,10 @@ func Open(base context.Context, o Options) (*Store, error) {
 		}
 	}
 	s := &Store{o: o, labels: &labelFiles{dir: filepath.Join(o.Root, "labels")}, fetching: make(chan struct{}, o.Parallel)}
-	var err error
+	err := s.labels.tidy()
+	if err != nil {
+		return nil, err
+	}
 	if s.promised, err = openPromises(filepath.Join(o.Root, "promised"), o.Log); err != nil {
 		return nil, err
 	}

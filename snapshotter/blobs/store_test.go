@@ -576,6 +576,28 @@ func TestLabels(t *testing.T) {
 	}
 }
 
+// TestTornLabels: what a crash left of a file of labels goes, and labels stay.
+func TestTornLabels(t *testing.T) {
+	w, root := newWorld(), t.TempDir()
+	desc := w.add([]byte("1"))
+	s := w.open(t, root)
+	if _, err := s.Update(t.Context(), content.Info{Digest: desc.Digest, Labels: map[string]string{"a": "b"}}, "labels"); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	torn := filepath.Join(root, "labels", tmpPrefix+"1")
+	if err := os.WriteFile(torn, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = w.open(t, root)
+	if _, err := os.Stat(torn); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a crash left: %v", err)
+	}
+	if info, err := s.Info(t.Context(), desc.Digest); err != nil || info.Labels["a"] != "b" {
+		t.Errorf("labels %v, %v", info.Labels, err)
+	}
+}
+
 // TestTornPromise: a file that is none is dropped, and the others are kept.
 func TestTornPromise(t *testing.T) {
 	w := newWorld()
