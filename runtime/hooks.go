@@ -265,9 +265,11 @@ func (c *Container) startHook(ctx context.Context, h hook, whose hookFile, f Fil
 	pr.file = h.path
 	s := newStart(&plan, pr)
 	defer s.close()
+	s.hook = true
 	if err := s.prepareExec(c, f); err != nil {
 		return nil, err
 	}
+	s.handle = s.handleSync(ctx, c) // a startContainer hook has the filter, and so a notifier
 	return s.run(ctx, c.group, 0)
 }
 

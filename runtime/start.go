@@ -120,6 +120,7 @@ type start struct {
 	parkedAt    int
 	leave       bool
 	exec        bool // a further process
+	hook        bool // and that a hook's
 	extra       int  // descriptors from 3 on
 	container   *Container
 }

@@ -275,7 +275,10 @@ func (s *start) passListener(p *Process) error {
 	defer unix.Close(fd)
 	sc := s.plan.seccomp
 	status := specs.StateCreating
-	if s.exec {
+	switch {
+	case s.hook:
+		status = specs.StateCreated
+	case s.exec:
 		status = specs.StateRunning
 	}
 	state := s.plan.state(status, p.pid)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -249,23 +250,28 @@ func TestSeccompNotify(t *testing.T) {
 	done := make(chan struct{})
 	go func() { // ends with l
 		defer close(done)
+		var all sync.WaitGroup
+		defer all.Wait()
 		for {
 			c, err := l.AcceptUnix()
 			if err != nil {
 				return
 			}
-			st, fd, err := receive(c)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			got <- st
-			if err := answer(fd, unix.ENOMEDIUM); err != nil {
-				t.Error(err)
-			}
-			unix.Close(fd)
+			all.Go(func() {
+				st, fd, err := receive(c)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got <- st
+				if err := answer(fd, unix.ENOMEDIUM); err != nil {
+					t.Error(err)
+				}
+				unix.Close(fd)
+			})
 		}
 	}()
+	b.spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/inside", Args: []string{"inside", "mkdir", "/tmp/hooked"}}}}
 	b.create()
 	st := <-got
 	pid := b.state().Pid
@@ -273,6 +279,9 @@ func TestSeccompNotify(t *testing.T) {
 		t.Errorf("the listener got %+v, want process %d of %s", st, pid, b.id)
 	}
 	b.ok("start", b.id)
+	if st := <-got; st.State.Pid != pid || st.Pid == pid || st.State.Status != specs.StateCreated {
+		t.Errorf("the listener got %+v for a hook", st)
+	}
 	if out, err := b.run("exec", b.id, "/inside", "mkdir", "/tmp/again"); err != nil || out != "mkdir ENOMEDIUM\n" {
 		t.Errorf("exec: %q, %v", out, err)
 	}
