@@ -496,6 +496,11 @@ func (s *Service) forgetFlows(e *endpoint) error {
 		if err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), f.AddPort(netlink.ConntrackOrigDstPort, b.Host)); err != nil {
 			return err
 		}
+		if !b.HostIP.IsUnspecified() { // what others ask of this port elsewhere goes on
+			if err := f.AddIP(netlink.ConntrackOrigDstIP, b.HostIP.AsSlice()); err != nil {
+				return err
+			}
+		}
 		filters[family] = append(filters[family], f)
 	}
 	for family, list := range filters {
