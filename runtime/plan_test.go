@@ -58,6 +58,7 @@ func TestPlanRefuses(t *testing.T) {
 			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x", Timeout: new(int)}}}
 		},
 		"NUL byte": func(s *specs.Spec) {
+			//lint:ignore SA1019 a deprecated hook is one nevertheless
 			s.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/x", Args: []string{"\x00"}}}}
 		},
 		"apparmorProfile":             func(s *specs.Spec) { s.Process.ApparmorProfile = "x\n" },

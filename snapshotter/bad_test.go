@@ -278,7 +278,9 @@ func FuzzClaim(f *testing.F) {
 		if complete && c.proves(c.diffID, c.parent) && c.parent == "" && c.diffID != c.target {
 			t.Errorf("%+v proves itself", c)
 		}
-		c.lowest()
+		if yes, known := c.lowest(); yes && (!known || c.parent != "") {
+			t.Errorf("%+v is the lowest: %t, known: %t", c, yes, known)
+		}
 		unpacks(key, labels)
 	})
 }

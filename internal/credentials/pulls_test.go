@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ func TestAuth(t *testing.T) {
 
 // ask returns the secrets for an image, one word each.
 func (p *Pulls) ask(image, host string) string {
-	list, err := p.Credentials(nil, registry.Ask{Image: image, Host: host})
+	list, err := p.Credentials(context.Background(), registry.Ask{Image: image, Host: host})
 	var all []string
 	for _, c := range list {
 		all = append(all, c.Secret+c.Bearer)
@@ -217,7 +218,7 @@ func TestPullsKept(t *testing.T) {
 		if a, b := string(next.encode()), string(p.encode()); a != b {
 			t.Errorf("restored %s, want %s", a, b)
 		}
-		list, err := next.Credentials(nil, registry.Ask{Image: "1.dkr.ecr.eu.amazonaws.com/x"})
+		list, err := next.Credentials(t.Context(), registry.Ask{Image: "1.dkr.ecr.eu.amazonaws.com/x"})
 		if err != nil || len(list) != 1 || !list[0].Ends.Equal(time.Now().Add(12*time.Hour)) {
 			t.Errorf("ECR's password: %v until %v, want 12 hours from now", list, list[0].Ends)
 		}

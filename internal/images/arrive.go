@@ -118,9 +118,6 @@ type arrival struct {
 	of    Wanted
 	err   error // read after done
 
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-
 	// Guarded by arrivals.mu.
 	waiting int
 	away    bool // nobody can join it any more

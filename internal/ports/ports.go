@@ -106,7 +106,7 @@ func cutHost(s string) (host, rest string, err error) {
 	if inside, ok := strings.CutPrefix(s, "["); ok {
 		var closed bool
 		if host, rest, closed = strings.Cut(inside, "]:"); !closed {
-			return "", "", errors.New("the bracket is not closed by ]:")
+			return "", "", errors.New("the bracket is not closed by \"]:\" and a port")
 		}
 		a, err := netip.ParseAddr(host)
 		if err != nil || !a.Is6() || a.Is4In6() || a.Zone() != "" {

@@ -421,9 +421,8 @@ func TestRenewCredential(t *testing.T) {
 			p := new(purse)
 			var round atomic.Int64
 			source := func(ctx context.Context, q Ask) (Credential, error) { // as ECR: 12 hours
-				n := round.Load()
 				if q.Beyond.After(time.Now()) {
-					n = round.Add(1)
+					n := round.Add(1)
 					g.allow(fmt.Sprintf("AWS:%d", n), fmt.Sprintf("AWS:%d", n-1))
 					p.set(Credential{User: "AWS", Secret: fmt.Sprint(n), Ends: time.Now().Add(12 * time.Hour)})
 				}

@@ -331,6 +331,7 @@ var checks = []check{
 		}
 	}},
 	{name: "prestart_fail", do: func(b *bench) {
+		//lint:ignore SA1019 a deprecated hook is one nevertheless
 		b.spec.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/bin/false"}}}
 		b.write()
 		b.fail("create", "--bundle", b.bundle, b.id)

@@ -38,6 +38,7 @@ func (b *bench) hookLog() (names []string, states map[string]specs.State) {
 // allHooks are hooks of all six kinds.
 func (b *bench) allHooks() *specs.Hooks {
 	return &specs.Hooks{
+		//lint:ignore SA1019 a deprecated hook is one nevertheless
 		Prestart: []specs.Hook{b.hook("prestart", ":")}, CreateRuntime: []specs.Hook{b.hook("createRuntime", ":")}, CreateContainer: []specs.Hook{b.hook("createContainer", ":")},
 		StartContainer: []specs.Hook{{Path: "/inside", Args: []string{"inside", "save", "/hooked", "startContainer"}}},
 		Poststart:      []specs.Hook{b.hook("poststart", ":")}, Poststop: []specs.Hook{b.hook("poststop", ":")},
@@ -132,6 +133,7 @@ func TestHookFails(t *testing.T) {
 		set  func(*bench, *specs.Hooks)
 		at   string // the call that fails
 	}{
+		//lint:ignore SA1019 a deprecated hook is one nevertheless
 		{"prestart", func(b *bench, h *specs.Hooks) { h.Prestart = bad(b, "x") }, "create"},
 		{"createRuntime", func(b *bench, h *specs.Hooks) { h.CreateRuntime = bad(b, "x") }, "create"},
 		{"createContainer", func(b *bench, h *specs.Hooks) { h.CreateContainer = bad(b, "x") }, "create"},

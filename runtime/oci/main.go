@@ -50,7 +50,6 @@ type CLI struct {
 	root      string
 	log       string
 	logFormat string
-	debug     bool
 }
 
 // verbs are what the command line can do. One that ends with a status of its own returns a *statusError.
@@ -99,7 +98,7 @@ func (c *CLI) main(args []string) error {
 	f.StringVar(&c.root, "root", DefaultRoot, "`DIR` of the containers' states")
 	f.StringVar(&c.log, "log", "", "`FILE` that messages are appended to, besides standard error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
-	f.BoolVar(&c.debug, "debug", false, "log more")
+	f.Bool("debug", false, "taken, as runc does; there is nothing more to log")
 	version := both(f, f.BoolVar, "version", "v", "show versions")
 	systemd := f.Bool("systemd-cgroup", false, "refused: cgroups are made in the file system")
 	rootless := f.String("rootless", "auto", "only false and auto: it takes root")
@@ -229,11 +228,5 @@ func (c *CLI) report(level, msg string) {
 	}
 	if err != nil {
 		fmt.Fprintf(c.Stderr, "%s: --log: %v\n", c.Name, err)
-	}
-}
-
-func (c *CLI) debugf(format string, args ...any) {
-	if c.debug {
-		c.report("debug", fmt.Sprintf(format, args...))
 	}
 }
