@@ -98,6 +98,11 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	if err := s.fill(c, &a); err != nil {
 		return nil, errors.Join(fmt.Errorf("container %s: %w", a.Name, err), s.erase(a.ID))
 	}
+	alone, err := s.only(ctx, c.ID) // before others know it
+	if err != nil {
+		return nil, errors.Join(err, s.erase(a.ID))
+	}
+	defer alone()
 	s.mu.Lock()
 	s.known[c.ID] = c
 	s.mu.Unlock()
@@ -270,15 +275,15 @@ func (s *Service) Start(ctx context.Context, name string) (*control.Created, err
 	if err != nil {
 		return nil, err
 	}
-	c := s.config(id)
-	if c == nil {
-		return nil, notFound(name)
-	}
 	done, err := s.only(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	c := s.config(id) // as who was before us has left it
+	if c == nil {
+		return nil, notFound(name)
+	}
 	start := s.again(c)
 	if !monitor.Alive(s.dir(id)) {
 		err = s.revive(ctx, c, start)
