@@ -108,8 +108,17 @@ func (s *Service) open() error {
 	if old != nil {
 		return old.close()
 	}
-	s.reaping.Go(func() { s.watch(s.base) })
+	s.attend(func() { s.watch(s.base) })
 	return nil
+}
+
+// attend runs f in the background, unless Close waits for those that are there already.
+func (s *Service) attend(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.base.Err() == nil {
+		s.reaping.Go(f)
+	}
 }
 
 // alias marks a bridge as this daemon's.

@@ -171,7 +171,9 @@ func (s *Service) record(id string) string { return filepath.Join(s.Run, id+reco
 
 // Close ends the service. What it has made stays, as the containers do.
 func (s *Service) Close() error {
+	s.mu.Lock() // see attend
 	s.cancel()
+	s.mu.Unlock()
 	s.reaping.Wait()
 	s.dropSpare()
 	s.mu.Lock()
