@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -227,7 +228,7 @@ func (s *start) handleSync(ctx context.Context, c *Container) func(uint64, *Proc
 			c.init = p
 			return c.startHooks(ctx)
 		case msgListener:
-			return s.passListener(p)
+			return s.passListener(ctx, p)
 		case msgParked:
 			c.init = p
 			return s.park.Record(c)
@@ -256,7 +257,7 @@ func (s *start) mapIDs(p *Process) error {
 }
 
 // passListener hands the notifier of the child's seccomp filter to who listens for it.
-func (s *start) passListener(p *Process) error {
+func (s *start) passListener(ctx context.Context, p *Process) error {
 	number, err := s.receive()
 	if err != nil {
 		return err
@@ -289,19 +290,30 @@ func (s *start) passListener(p *Process) error {
 	if err != nil {
 		return err
 	}
-	if err := SendFD(sc.ListenerPath, b, fd); err != nil {
+	if err := SendFD(ctx, sc.ListenerPath, b, fd); err != nil {
 		return &StepError{"seccomp listenerPath", err}
 	}
 	return nil
 }
 
+// sendTime is how long SendFD waits for who listens.
+const sendTime = 10 * time.Second
+
 // SendFD sends a descriptor and some bytes to a stream socket in the file system.
-func SendFD(name string, b []byte, fd int) error {
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+// If nobody reads what does not fit into the socket, it is an error after 10 seconds.
+func SendFD(ctx context.Context, name string, b []byte, fd int) error {
+	ctx, cancel := context.WithTimeout(ctx, sendTime)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", name)
 	if err != nil {
 		return err
 	}
-	_, _, err = c.WriteMsgUnix(b, unix.UnixRights(fd), nil)
+	c := conn.(*net.UnixConn)
+	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
+	n, _, err := c.WriteMsgUnix(b, unix.UnixRights(fd), nil)
+	if err == nil && n < len(b) { // one sendmsg takes what fits into the socket
+		_, err = c.Write(b[n:])
+	}
 	return errors.Join(err, c.Close())
 }
 

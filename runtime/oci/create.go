@@ -86,10 +86,10 @@ func (m *making) files(c *CLI, terminal bool, env *[]string) (runtime.Files, err
 }
 
 // announce tells those who asked about a process that exists.
-func (m *making) announce(p *runtime.Process) error {
+func (m *making) announce(ctx context.Context, p *runtime.Process) error {
 	if m.consoleSocket != "" {
 		tty := p.Console()
-		err := runtime.SendFD(m.consoleSocket, []byte("/dev/ptmx"), int(tty.Fd()))
+		err := runtime.SendFD(ctx, m.consoleSocket, []byte("/dev/ptmx"), int(tty.Fd()))
 		if err = errors.Join(err, tty.Close()); err != nil {
 			return fmt.Errorf("--console-socket: %w", err)
 		}
@@ -97,7 +97,7 @@ func (m *making) announce(p *runtime.Process) error {
 	if m.pidfdSocket != "" {
 		fd, err := unix.PidfdOpen(p.Pid(), 0)
 		if err == nil {
-			err = errors.Join(runtime.SendFD(m.pidfdSocket, []byte("pidfd"), fd), unix.Close(fd))
+			err = errors.Join(runtime.SendFD(ctx, m.pidfdSocket, []byte("pidfd"), fd), unix.Close(fd))
 		}
 		if err != nil {
 			return fmt.Errorf("--pidfd-socket: %w", err)
@@ -215,7 +215,7 @@ func create(ctx context.Context, c *CLI, args []string) error {
 	}
 	j.files.Leave = true
 	made, err := runtime.Create(ctx, j.plan, j.files, runtime.Parking{Dir: j.k.dir, Record: func(r *runtime.Container) error {
-		if err := j.announce(r.Init()); err != nil {
+		if err := j.announce(ctx, r.Init()); err != nil {
 			return err
 		}
 		return j.recordProcess(r)
@@ -291,7 +291,7 @@ func run(ctx context.Context, c *CLI, args []string) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("run: %w", err), j.discard())
 	}
-	if err := errors.Join(j.recordProcess(r), j.announce(r.Init())); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := errors.Join(j.recordProcess(r), j.announce(ctx, r.Init())); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return errors.Join(err, r.Close(), j.plan.Poststop(context.WithoutCancel(ctx)), j.discard())
 	}
 	j.k.release()

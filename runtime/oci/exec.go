@@ -118,7 +118,7 @@ func (c *CLI) executeIn(ctx context.Context, r *runtime.Container, proc *specs.P
 	if err != nil {
 		return err
 	}
-	if err := t.announce(p); err != nil {
+	if err := t.announce(ctx, p); err != nil {
 		return errors.Join(err, p.Signal(unix.SIGKILL))
 	}
 	if t.detach {
