@@ -77,6 +77,13 @@ func openShm(ns *os.File) (*os.File, error) {
 			done <- result{nil, os.NewSyscallError("open_tree", err)}
 			return
 		}
+		// The other container may have mounted what it likes there; this one gets it as --ipc host does.
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			unix.Close(fd)
+			done <- result{nil, os.NewSyscallError("mount_setattr", err)}
+			return
+		}
 		done <- result{os.NewFile(uintptr(fd), "/dev/shm"), nil}
 	}()
 	r := <-done
