@@ -164,21 +164,29 @@ func (d *Docker) join(ask registry.Ask) (l *lookup, mine bool, n nothing) {
 }
 
 func (d *Docker) ask(ctx context.Context, l *lookup, ask registry.Ask) {
-	defer close(l.done)
+	l.over = true // if Lookup panics, the others ask themselves
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.under, ask.Host)
+		d.keep(l, ask.Host)
+		close(l.done)
+	}()
 	l.cred, l.err = d.Lookup(ctx, registry.Ask{Host: ask.Host, Image: ask.Image, Mirror: ask.Mirror})
 	l.over = ctx.Err() != nil
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.under, ask.Host)
+}
+
+// keep remembers that there is nothing, or that there is something now. mu is held.
+func (d *Docker) keep(l *lookup, host string) {
 	switch {
 	case l.over:
 	case l.err == nil && !l.cred.IsZero():
-		delete(d.none, ask.Host)
+		delete(d.none, host)
 	default:
 		if d.none == nil || len(d.none) >= maxHosts {
 			d.none = make(map[string]nothing)
 		}
-		d.none[ask.Host] = nothing{time.Now(), l.err}
+		d.none[host] = nothing{time.Now(), l.err}
 	}
 }
 

@@ -182,3 +182,26 @@ func TestDockerFlight(t *testing.T) {
 		}
 	})
 }
+
+// TestDockerPanic: a lookup that panics does not keep the others waiting for ever.
+func TestDockerPanic(t *testing.T) {
+	calls := 0
+	d := &Docker{Lookup: func(context.Context, registry.Ask) (registry.Credential, error) {
+		if calls++; calls == 1 {
+			panic("bug")
+		}
+		return registry.Credential{Secret: "s"}, nil
+	}}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic was swallowed")
+			}
+		}()
+		_, _ = d.Credentials(t.Context(), registry.Ask{Host: "r.example"})
+	}()
+	list, err := d.Credentials(t.Context(), registry.Ask{Host: "r.example"})
+	if err != nil || len(list) != 1 || calls != 2 {
+		t.Errorf("after a panic: %d credentials, %v, %d calls", len(list), err, calls)
+	}
+}
