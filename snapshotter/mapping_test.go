@@ -2,6 +2,8 @@ package snapshotter
 
 import (
 	"context"
+	"hash/crc32"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -56,5 +58,16 @@ func TestMapping(t *testing.T) {
 	}
 	if m.mapped != 1 || m.kept == 0 {
 		t.Errorf("mapped %d times, kept %d times", m.mapped, m.kept)
+	}
+}
+
+// TestLinkSuffix: directories that CRC-32 takes for one another have names of their own.
+func TestLinkSuffix(t *testing.T) {
+	const a, b = "plumless", "buckeroo"
+	if crc32.ChecksumIEEE([]byte(a)) != crc32.ChecksumIEEE([]byte(b)) {
+		t.Fatal("the words do not collide")
+	}
+	if x, y := linkSuffix(a), linkSuffix(b); x == y || len(x) != 17 || strings.ContainsAny(x, ":,\\/") {
+		t.Errorf("%q and %q, want 17 bytes each that a mount's options take", x, y)
 	}
 }

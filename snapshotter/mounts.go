@@ -2,9 +2,10 @@ package snapshotter
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,7 +118,7 @@ func (s *Snapshotter) lower(ctx context.Context, c chain, m IDMap) (l lowers, er
 		if err != nil {
 			return l, fmt.Errorf("shift owners: %w", err)
 		}
-		suffix = fmt.Sprintf("-%08x", crc32.ChecksumIEEE([]byte(dirs)))
+		suffix = linkSuffix(dirs)
 	}
 	for _, id := range c.dirs {
 		l.dirs = append(l.dirs, filepath.Join(dirs, id, "fs"))
@@ -291,6 +292,14 @@ func linkName(id string) string {
 		return id // there is none like that
 	}
 	return strconv.FormatUint(n, linkBase)
+}
+
+// linkSuffix names a directory of mounts with shifted owners. It has 96 bits: two
+// that are the same would take each other's links, and each byte is one for every
+// layer in a mount's page of options.
+func linkSuffix(dirs string) string {
+	sum := sha256.Sum256([]byte(dirs))
+	return "-" + base64.RawURLEncoding.EncodeToString(sum[:12])
 }
 
 // link makes name a symbolic link to dir.
