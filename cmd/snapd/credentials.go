@@ -51,6 +51,9 @@ func withoutCore() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 // pullsMemory is the name under which the supervisor keeps what came with pulls.
 const pullsMemory = "credentials"
 
+// A state that did not fit would leave the one before it there.
+const _ = uint(supervisor.MaxMemory - credentials.MaxState)
+
 // openCredentials builds the chain of credentials. What a worker before this one
 // has learnt from pulls is there again.
 func (d *daemon) openCredentials(ctx context.Context) (*credentials.Chain, error) {

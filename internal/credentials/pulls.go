@@ -24,11 +24,15 @@ const (
 	maxKept    = 1 << 20 // bytes of all secrets and names
 )
 
+// MaxState is how many bytes Keep is given at most.
+const MaxState = 4 << 20
+
 // Pulls remembers the credentials that came with pulls of images through the CRI,
 // by repository, until the last image of it is removed. They are in memory alone;
 // Keep hands them to somebody who lives longer than this process.
 type Pulls struct {
-	// Keep, if not nil, is given all that is remembered after each change.
+	// Keep, if not nil, is given all that is remembered after each change. If it
+	// fails it is given nothing: what it was given before may have been removed.
 	Keep func(state []byte) error
 	Log  *slog.Logger // nil discards
 
@@ -159,14 +163,19 @@ func (p *Pulls) shared(s *secret) *secret {
 // shrink forgets what is beyond the bounds. mu is held.
 func (p *Pulls) shrink() {
 	for len(p.repos) > maxRepos || p.size() > maxKept {
-		oldest := ""
-		for name, r := range p.repos {
-			if oldest == "" || r.Used < p.repos[oldest].Used {
-				oldest = name
-			}
-		}
-		delete(p.repos, oldest)
+		p.forgetOldest()
 	}
+}
+
+// forgetOldest forgets the repository of the pull longest ago. mu is held.
+func (p *Pulls) forgetOldest() {
+	oldest := ""
+	for name, r := range p.repos {
+		if oldest == "" || r.Used < p.repos[oldest].Used {
+			oldest = name
+		}
+	}
+	delete(p.repos, oldest)
 }
 
 // size is the bytes of all secrets and names. mu is held.
@@ -298,14 +307,32 @@ func (p *Pulls) save() {
 	p.saving.Lock()
 	defer p.saving.Unlock()
 	err := p.Keep(p.encode())
+	if err != nil {
+		err = errors.Join(err, p.Keep(nil))
+	}
 	if err != nil && p.Log != nil {
 		p.Log.Warn("credentials of pulls would not outlive this process", "err", err)
 	}
 }
 
+// encode returns the state. What does not fit into one is forgotten: JSON has
+// up to six bytes for one of a secret.
 func (p *Pulls) encode() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for {
+		raw := p.marshal()
+		if len(raw) <= MaxState {
+			return raw
+		}
+		for range 1 + len(p.repos)/16 { // to encode costs more than to pull again
+			p.forgetOldest()
+		}
+	}
+}
+
+// marshal is encode without a bound. mu is held.
+func (p *Pulls) marshal() []byte {
 	st := state{Repos: make(map[string]keptRepo)}
 	index := make(map[*secret]int)
 	for _, name := range slices.Sorted(maps.Keys(p.repos)) {

@@ -252,6 +252,51 @@ func TestPullsAtOnce(t *testing.T) {
 	}
 }
 
+// TestPullsFit: however large a state is in JSON, what is kept fits and is what is remembered.
+func TestPullsFit(t *testing.T) {
+	var kept []byte
+	p := &Pulls{Keep: func(state []byte) error { kept = bytes.Clone(state); return nil }}
+	big := strings.Repeat("\x01", maxAuth/2)
+	n := maxKept / len(big)
+	for i := range n {
+		pull(t, p, fmt.Sprintf("r.example/a%d", i), fmt.Sprint(i)+big, "sha256:1", nil)
+		if len(kept) > MaxState {
+			t.Fatalf("%d bytes are kept, at most %d", len(kept), MaxState)
+		}
+	}
+	next := new(Pulls)
+	if err := next.Restore(kept); err != nil {
+		t.Fatal(err)
+	}
+	if next.Count() != p.Count() || p.Count() < n/3 || p.Count() >= n {
+		t.Errorf("%d repositories are kept, %d remembered, of %d", next.Count(), p.Count(), n)
+	}
+	if last := fmt.Sprintf("r.example/a%d", n-1); p.ask(last, "r.example") == "" {
+		t.Error("the newest is forgotten")
+	}
+}
+
+// TestPullsNotKept: what Keep refuses to replace does not stay.
+func TestPullsNotKept(t *testing.T) {
+	kept, broken := []byte(nil), false
+	p := &Pulls{Keep: func(state []byte) error {
+		if broken && len(state) > 0 {
+			return errors.New("no")
+		}
+		kept = bytes.Clone(state)
+		return nil
+	}}
+	pull(t, p, "r.example/a:1", "one", "sha256:1", nil)
+	if len(kept) == 0 {
+		t.Fatal("nothing is kept")
+	}
+	broken = true
+	p.Remove("sha256:1")
+	if len(kept) != 0 {
+		t.Errorf("a secret that was removed is kept: %s", kept)
+	}
+}
+
 func FuzzAuth(f *testing.F) {
 	f.Add("u", "p", b64("u:p"), "https://x", "i", "r")
 	f.Add("", "", b64("secret"), "", "", "")

@@ -21,11 +21,11 @@ type memories struct {
 // Bounds of memories.
 const (
 	maxMemories = 4
-	maxMemory   = 4 << 20 // bytes of one
+	MaxMemory   = 4 << 20 // bytes of one
 )
 
 // All of them, in base64, have to fit into one frame, or no worker could start.
-const _ = uint(control.MaxFrame - maxMemories*maxMemory/3*4 - 1<<20)
+const _ = uint(control.MaxFrame - maxMemories*MaxMemory/3*4 - 1<<20)
 
 func (m *memories) put(name string, state []byte) error {
 	m.mu.Lock()
@@ -34,7 +34,7 @@ func (m *memories) put(name string, state []byte) error {
 		delete(m.state, name)
 		return nil
 	}
-	if _, known := m.state[name]; len(state) > maxMemory || len(name) > 100 || !known && len(m.state) >= maxMemories {
+	if _, known := m.state[name]; len(state) > MaxMemory || len(name) > 100 || !known && len(m.state) >= maxMemories {
 		return invalid("%d bytes to remember as %.100q, beside %d others: beyond the limit", len(state), name, len(m.state))
 	}
 	if m.state == nil {

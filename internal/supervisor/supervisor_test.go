@@ -497,7 +497,7 @@ func TestMemory(t *testing.T) {
 		t.Error(err)
 	}
 	recall("after it was forgotten", "")
-	if err := d.call("remember", nil, "a", strings.Repeat("x", maxMemory+1)); err == nil {
+	if err := d.call("remember", nil, "a", strings.Repeat("x", MaxMemory+1)); err == nil {
 		t.Error("too much is remembered")
 	}
 	for i := range maxMemories + 1 {
