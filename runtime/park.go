@@ -92,6 +92,8 @@ func (s *start) waitForStart() {
 type Record struct {
 	Pid   int    `json:"pid"`
 	Start uint64 `json:"start"` // when the process started, in clock ticks after boot
+	// Cgroup is the ID of the container's group; 0 if it is not known.
+	Cgroup uint64 `json:"cgroup,omitempty"`
 	// First and Steps name what is left to do after Execute, for its errors.
 	First int      `json:"first,omitempty"`
 	Steps []string `json:"steps,omitempty"`
@@ -100,7 +102,11 @@ type Record struct {
 // Record describes the container for another process.
 func (c *Container) Record() (Record, error) {
 	start, err := startTime(c.init.pid)
-	return Record{c.init.pid, start, c.first, c.steps}, err
+	if err != nil {
+		return Record{}, err
+	}
+	group, err := c.group.ID()
+	return Record{c.init.pid, start, group, c.first, c.steps}, err
 }
 
 // Open returns a container that another process created or started, by the

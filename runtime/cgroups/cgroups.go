@@ -339,6 +339,22 @@ func inheritCpuset(at string) error {
 // Path is the group's path below the hierarchies.
 func (g *Group) Path() string { return g.path }
 
+// ID tells a group from a later one with its path: the inode of version 2's, or
+// else of the first there is; 0 if there is none. Inodes of kernfs carry a
+// generation on 64-bit machines (fs/kernfs/dir.c, __kernfs_new_node).
+func (g *Group) ID() (uint64, error) {
+	var st unix.Stat_t
+	switch {
+	case g.unified != nil:
+		err := unix.Fstat(int(g.unified.Fd()), &st)
+		return st.Ino, os.NewSyscallError("fstat", err)
+	case len(g.dirs) > 0:
+		err := unix.Stat(g.dirs[0].path, &st)
+		return st.Ino, os.NewSyscallError("stat", err)
+	}
+	return 0, nil
+}
+
 // Unified is the directory to give to CLONE_INTO_CGROUP; nil without version 2. It belongs to the group.
 func (g *Group) Unified() *os.File { return g.unified }
 

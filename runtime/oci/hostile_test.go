@@ -212,6 +212,26 @@ func TestKilledRuntime(t *testing.T) {
 	b.end()
 }
 
+// TestCgroupOfAnother: delete leaves a newer container alone that has the stopped one's path.
+func TestCgroupOfAnother(t *testing.T) {
+	old, next := newBench(t, "trap"), newBench(t, "trap")
+	old.create()
+	old.ok("start", old.id)
+	old.end()
+	next.spec.Linux.CgroupsPath = old.spec.Linux.CgroupsPath
+	next.create()
+	next.ok("start", next.id)
+	old.ok("delete", "--force", old.id)
+	if s := next.state().Status; s != specs.StateRunning {
+		t.Errorf("the newer one is %s, want running", s)
+	}
+	next.end()
+	next.ok("delete", next.id)
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + old.spec.Linux.CgroupsPath); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 // TestSameID: of many that create one container, one does.
 func TestSameID(t *testing.T) {
 	b := newBench(t, "trap")

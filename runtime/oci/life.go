@@ -185,7 +185,7 @@ func kill(_ context.Context, c *CLI, args []string) error {
 }
 
 func (k *container) signalAll(sig unix.Signal) error {
-	g, err := cgroups.Open(k.Cgroup)
+	g, err := k.group()
 	if err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func (k *container) signalAll(sig unix.Signal) error {
 }
 
 func (k *container) thaw() error {
-	g, err := cgroups.Open(k.Cgroup)
+	g, err := k.group()
 	if err != nil {
 		return err
 	}
@@ -266,7 +266,7 @@ func end(fd int) error {
 // destroy takes away what is left of a container whose process has ended.
 func (c *CLI) destroy(ctx context.Context, k *container) error {
 	if k.Cgroup != "" {
-		g, err := cgroups.Open(k.Cgroup)
+		g, err := k.group()
 		if err != nil {
 			return err
 		}

@@ -316,6 +316,19 @@ func (k *container) status() (specs.ContainerState, int, error) {
 	return specs.StateRunning, fd, nil
 }
 
+// group returns the container's group. It is one of nothing if the container's is
+// gone and a later one has its path.
+func (k *container) group() (*cgroups.Group, error) {
+	g, err := cgroups.Open(k.Cgroup)
+	if err != nil || k.Process == nil || k.Process.Cgroup == 0 {
+		return g, err
+	}
+	if id, err := g.ID(); err != nil || id != k.Process.Cgroup {
+		return g, errors.Join(err, g.Release())
+	}
+	return g, nil
+}
+
 // pid is that of the container's process, 0 if there is none.
 func (k *container) pid() int {
 	if k.Process == nil {
