@@ -26,6 +26,9 @@ type Parking struct {
 	// Record is called when all is done but for the filter and the program. It
 	// stores what Open needs; if it fails, or the caller dies in it, nothing is left.
 	Record func(*Container) error
+	// Hooks, if not nil, is called before the first of the hooks that Create runs,
+	// so that Poststop is called even if the caller is killed in one. If it fails, none runs.
+	Hooks func() error
 }
 
 // Names in a Parking's directory.

@@ -223,6 +223,11 @@ func (s *start) handleSync(ctx context.Context, c *Container) func(uint64, *Proc
 			return s.mapIDs(p)
 		case msgCreateHooks:
 			c.init = p
+			if s.park != nil && s.park.Hooks != nil {
+				if err := s.park.Hooks(); err != nil {
+					return err
+				}
+			}
 			return c.createHooks(ctx)
 		case msgStartHooks:
 			c.init = p

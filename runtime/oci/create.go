@@ -219,6 +219,9 @@ func create(ctx context.Context, c *CLI, args []string) error {
 			return err
 		}
 		return j.recordProcess(r)
+	}, Hooks: func() error {
+		j.k.Hooked = true
+		return j.k.store()
 	}})
 	if err != nil {
 		return errors.Join(fmt.Errorf("create: %w", err), j.discard())

@@ -280,7 +280,7 @@ func (c *CLI) destroy(ctx context.Context, k *container) error {
 	if err := k.removeDir(); err != nil {
 		return err
 	}
-	if perr == nil && k.Process != nil {
+	if perr == nil && (k.Process != nil || k.Hooked) {
 		perr = plan.Poststop(ctx)
 	}
 	if perr != nil && !errors.Is(perr, fs.ErrNotExist) {

@@ -48,6 +48,7 @@ type record struct {
 	Cgroup      string            `json:"cgroup"`
 	PrivatePID  bool              `json:"privatePID"` // it has a pid namespace of its own
 	Keyring     bool              `json:"keyring"`
+	Hooked      bool              `json:"hooked,omitempty"` // its hooks have begun: what they made poststop takes away
 	// Process is none until there is one: then the runtime is still creating it, or was killed meanwhile.
 	Process *runtime.Record `json:"process,omitempty"`
 }
