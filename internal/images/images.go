@@ -111,6 +111,7 @@ type Service struct {
 	used       used
 	pace       pace
 	collecting atomic.Bool // a collection is about to begin
+	sparing    atomic.Bool // one is due because another had to spare something
 	background sync.WaitGroup
 	worked     atomic.Bool         // something was pulled or built since memory was given back
 	ztocs      *semaphore.Weighted // bytes of them in memory

@@ -181,11 +181,39 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 		return err
 	}
 	defer s.used.outdate()
-	freed, err := s.Store.Sweep(func(sum layers.Sum) bool { return keep[sum] })
+	needed := func(sum layers.Sum) bool { return keep[sum] }
+	freed, err := s.Store.Sweep(needed)
 	if freed > 0 {
 		s.Log.Info("released", "bytes", freed)
 	}
+	if err == nil && s.Store.Spared(needed) {
+		s.collectLater()
+	}
 	return err
+}
+
+// sparedFor is how long what a collection had to spare stays at least. Until a
+// pull is over, all that it brings in is spared.
+const sparedFor = 2 * time.Second
+
+// collectLater makes up for a collection that had to spare objects that nothing
+// needs: they were held, by a pull or by the completion of another layer.
+func (s *Service) collectLater() {
+	if s.base.Err() != nil || s.sparing.Swap(true) {
+		return
+	}
+	due := []string{"spared"} // as in CollectSoon
+	s.pins.add(due, 1, s.markPulling)
+	s.background.Go(func() {
+		select {
+		case <-s.base.Done(): // the next start finds the mark
+			return
+		case <-time.After(sparedFor):
+		}
+		s.sparing.Store(false)
+		s.CollectSoon()
+		s.pins.add(due, -1, s.markPulling)
+	})
 }
 
 // dropUnneeded drops layers and metadata images that nothing needs, and returns

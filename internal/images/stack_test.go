@@ -339,3 +339,20 @@ func TestCollectSoon(t *testing.T) {
 		t.Errorf("a hundred calls asked %d times more what is held", n)
 	}
 }
+
+// TestSpared: what a collection has to spare, because something else is held,
+// goes when that is over, and nobody needs to ask for it.
+func TestSpared(t *testing.T) {
+	b := newBook(t)
+	over := b.Store.Hold()
+	data := []byte("of a layer that was removed while it was completed")
+	sum := layers.SumOf(data)
+	if err := b.Store.Put(sum, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Collect(t.Context()); err != nil || !b.Store.Has(sum) {
+		t.Fatalf("collected while it is held: %v", err)
+	}
+	over()
+	b.waitFor(func() bool { return !b.Store.Has(sum) })
+}

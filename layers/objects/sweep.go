@@ -36,6 +36,20 @@ func (s *Store) Hold() (release func()) {
 	})
 }
 
+// Spared says whether a Sweep with this keep leaves objects for no other reason
+// than that they are held, or were added meanwhile: another one will be needed.
+func (s *Store) Spared(keep func(layers.Sum) bool) bool {
+	h := &s.held
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for sum := range h.sums {
+		if !keep(sum) {
+			return true
+		}
+	}
+	return false
+}
+
 // note comes before the question whether an object is there: either it sees
 // that a sweep removed it, or the sweep sees the note.
 func (h *holds) note(sum layers.Sum) {
