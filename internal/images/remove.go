@@ -186,7 +186,7 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 	if freed > 0 {
 		s.Log.Info("released", "bytes", freed)
 	}
-	if err == nil && s.Store.Spared(needed) {
+	if err == nil && (freed > 0 || s.Store.Spared(needed)) {
 		s.collectLater()
 	}
 	return err
@@ -197,22 +197,21 @@ func (s *Service) collect(ctx context.Context, first func() error) error {
 const sparedFor = 2 * time.Second
 
 // collectLater makes up for a collection that had to spare objects that nothing
-// needs: they were held, by a pull or by the completion of another layer.
+// needs, because they were held, by a pull or by the completion of another layer;
+// and for one that dropped a layer of which something was still on its way. The
+// last collection finds nothing.
 func (s *Service) collectLater() {
 	if s.base.Err() != nil || s.sparing.Swap(true) {
 		return
 	}
-	due := []string{"spared"} // as in CollectSoon
-	s.pins.add(due, 1, s.markPulling)
 	s.background.Go(func() {
 		select {
-		case <-s.base.Done(): // the next start finds the mark
+		case <-s.base.Done():
 			return
 		case <-time.After(sparedFor):
 		}
 		s.sparing.Store(false)
 		s.CollectSoon()
-		s.pins.add(due, -1, s.markPulling)
 	})
 }
 

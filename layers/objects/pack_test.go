@@ -280,3 +280,33 @@ func FuzzPack(f *testing.F) {
 		p.unmap()
 	})
 }
+
+// TestPackLoadedBesideCommit: a barrier may load a new pack before its writer
+// adds it. It is one pack all the same, and a sweep removes it once.
+func TestPackLoadedBesideCommit(t *testing.T) {
+	s := open(t, t.TempDir(), "a")
+	p, err := s.NewPack("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Add([]byte("small")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.loadPack(s.packs.all()[0].name, freshSuffix); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(s.packs.all()); n != 1 {
+		t.Errorf("%d packs, want 1", n)
+	}
+	for range 2 {
+		if _, err := s.Sweep(func(layers.Sum) bool { return false }); err != nil {
+			t.Error(err)
+		}
+	}
+	if files, err := s.list("packs"); err != nil || len(files) != 0 {
+		t.Errorf("%q, %v are left", files, err)
+	}
+}

@@ -59,10 +59,16 @@ func home(sum layers.Sum, slots int) int {
 func mark(sum layers.Sum) uint32 { return binary.LittleEndian.Uint32(sum[8:]) }
 
 // add makes the objects of p findable and takes over its reference. Of two
-// packs with the same object either may answer.
+// packs with the same object either may answer. A pack that is there already is
+// let go: a barrier may load it between the moments when a new pack gets its name
+// and when it is added.
 func (t *packSet) add(p *pack) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if slices.ContainsFunc(t.packs, func(q *pack) bool { return q.name == p.name }) {
+		p.release()
+		return
+	}
 	p.base = uint32(t.n)
 	t.packs = append(t.packs, p)
 	t.n += p.n

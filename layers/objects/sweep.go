@@ -169,6 +169,10 @@ func (s *Store) sweepPacks(keep func(layers.Sum) bool, freed *int64) error {
 			continue
 		}
 		before, err := s.stat(p.path())
+		if errors.Is(err, unix.ENOENT) { // another process, or a hand, has removed it
+			s.packs.remove(p)
+			continue
+		}
 		if err != nil {
 			return err
 		}
