@@ -211,7 +211,9 @@ func (s *Service) collectLater() {
 		case <-time.After(sparedFor):
 		}
 		s.sparing.Store(false)
-		s.CollectSoon()
+		if err := s.Collect(s.base); err != nil && s.base.Err() == nil {
+			s.Log.Error("release what nothing holds", "err", err)
+		}
 	})
 }
 
