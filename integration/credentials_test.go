@@ -360,9 +360,9 @@ func TestCRIProxy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			g.expire() // before: the next worker logs in as soon as somebody reads
 			kill9(t, s.Worker)
 			m.waitReady(s.Supervisor)
-			g.expire()
 			im.checkSums(t, "data/", p.exec(id, "/inside", "sums", "/data"))
 			p.remove()
 			m.secretFree(g, right)
