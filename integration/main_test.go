@@ -18,7 +18,7 @@ import (
 // machine's links, tables and switches stay as they are.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	flag.Set("test.parallel", "16") // most wait for timeouts, not for a CPU
+	flag.Set("test.parallel", "12") // most wait for timeouts, not for a CPU
 	os.Exit(networktest.Main(func() int {
 		code := m.Run()
 		if binaries != "" {
