@@ -300,12 +300,7 @@ func (m *machine) cleanUp() {
 		}
 	}
 	if m.disk {
-		// The kernel closes the files of an image that was unmounted in its own time.
-		err := mounts.Unmount(m.root, false)
-		for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-			err = mounts.Unmount(m.root, false)
-		}
-		if err != nil {
+		if err := unmount(m.root); err != nil {
 			m.Error(err)
 		}
 	}

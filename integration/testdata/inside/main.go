@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -108,8 +109,12 @@ func main() {
 			os.Stdout.Write(b)
 		}
 	case "wait": // until it is killed
+		// The kernel keeps SIGTERM from an init that does not ask for it, and Go's runtime then exits with 2.
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, unix.SIGTERM)
 		fmt.Println("waiting")
-		time.Sleep(time.Hour)
+		<-term
+		os.Exit(128 + int(unix.SIGTERM))
 	}
 }
 
