@@ -212,6 +212,14 @@ func TestUnpackedBelow(t *testing.T) {
 			if n, err := c.pull(t.Context(), s, cs, app); n != 2 || err != nil {
 				t.Fatalf("%d layers unpacked, %v", n, err)
 			}
+			if len(b.left) == 0 {
+				t.Error("the book was not told why layers are containerd's")
+			}
+			for _, why := range b.left { // containerd 2.2 does not say what is below
+				if !errors.Is(why, errBelow) && !errors.Is(why, errNotProven) {
+					t.Errorf("the book was told %v", why)
+				}
+			}
 			got := shown(t, s, app.top())
 			if strings.Contains(got, "gone") || !strings.Contains(got, "top") || !strings.Contains(got, "base") {
 				t.Errorf("shown:\n%s", got)

@@ -168,6 +168,7 @@ type book struct {
 	refuse  error                       // of every layer, if not nil
 	asked   []Image
 	out     int // layers that were not released
+	left    []error
 
 	collected atomic.Int64
 	gate      chan struct{} // if not nil, Layer waits for it
@@ -305,6 +306,12 @@ func (b *book) Usage(_ context.Context, l Layer) (snapshots.Usage, error) {
 		u.Inodes++
 	}
 	return u, nil
+}
+
+func (b *book) Leave(im Image, why error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left = append(b.left, fmt.Errorf("%s: %w", im.Ref, why))
 }
 
 func (b *book) Collect() { b.collected.Add(1) }

@@ -215,6 +215,7 @@ func (noLayers) Mount(context.Context, Stack) (Mounted, error) {
 	return Mounted{}, errors.New("nothing to mount")
 }
 func (noLayers) Usage(context.Context, Layer) (snapshots.Usage, error) { return snapshots.Usage{}, nil }
+func (noLayers) Leave(Image, error)                                    {}
 func (noLayers) Collect()                                              {}
 
 // filled makes snapshots of all kinds: committed "a" and "b" on it, active "c" on b with

@@ -59,6 +59,9 @@ type Layers interface {
 	// Usage is what a layer really holds on disk now. An object that several
 	// layers share is counted for the first that has it.
 	Usage(ctx context.Context, l Layer) (snapshots.Usage, error)
+	// Leave notes, for users, why a layer of an image is left to containerd for a
+	// reason of the snapshotter's own.
+	Leave(im Image, why error)
 	// Collect soon releases what nothing holds any more. It returns at once.
 	Collect()
 }

@@ -45,11 +45,15 @@ func (s *Snapshotter) lazily(ctx context.Context, info snapshots.Info) (_ []moun
 		if below, known, err = s.known(ctx, info, c); known || err != nil {
 			return nil, known, err
 		}
-	} else if !s.knowsStaged() || !s.index.onlyHeld(below) {
+	} else if !s.knowsStaged() {
+		s.leave(c, errRebase)
+		return nil, false, nil
+	} else if !s.index.onlyHeld(below) {
+		s.leave(c, errBelow)
 		return nil, false, nil
 	}
 	if below == notHeld || info.Parent != "" && c.parent != "" && c.parent != below || c.diffID != "" && !c.proves(c.diffID, below) {
-		s.log.Info("layer is left to containerd", "ref", c.image.Ref, "layer", c.blob, "chain", c.target, "why", "what is below it is a directory, or is not what the labels say")
+		s.leave(c, errBelow)
 		return nil, false, nil
 	}
 	l, release, err := s.layers.Layer(ctx, c.image, c.blob, c.diffID)
@@ -62,7 +66,7 @@ func (s *Snapshotter) lazily(ctx context.Context, info snapshots.Info) (_ []moun
 	}
 	defer release()
 	if !c.proves(l.DiffID, below) { // containerd before 2.3 does not say the diff ID, nor whether there is a parent
-		s.log.Info("layer is left to containerd", "ref", c.image.Ref, "layer", c.blob, "chain", c.target, "why", "its diff ID does not belong to it")
+		s.leave(c, errNotProven)
 		return nil, false, nil
 	}
 	r := row{Layer: l, Target: c.target}
@@ -76,6 +80,19 @@ func (s *Snapshotter) lazily(ctx context.Context, info snapshots.Info) (_ []moun
 		s.Stats.Prepared.Add(1)
 	}
 	return m, err == nil, err
+}
+
+// The snapshotter's own reasons for leaving a layer to containerd.
+var (
+	errBelow     = errors.New("what is below it is a directory, or is not what the labels say")
+	errRebase    = errors.New("this containerd was told that layers can be rebased, and does not know staged ones: snapctl containerd check")
+	errNotProven = errors.New("its diff ID does not belong to it")
+)
+
+// leave notes that a layer is left to containerd.
+func (s *Snapshotter) leave(c claim, why error) {
+	s.log.Info("layer is left to containerd", "ref", c.image.Ref, "layer", c.blob, "chain", c.target, "why", why)
+	s.layers.Leave(c.image, fmt.Errorf("layer %s: %w", c.blob, why))
 }
 
 // notHeld stands for what is below a layer if the book does not hold it.

@@ -199,6 +199,7 @@ func TestLayerRefused(t *testing.T) {
 	if n := b.hub.Got(im.Desc.Digest.String()); n != tries {
 		t.Error("the image was tried again for another layer")
 	}
+	b.Leave(wanted(im), errors.New("what is below it is a directory")) // which comes of the first
 	l, err := b.Left(im.Ref)
 	if err != nil || l == nil || l.Digest != string(im.Desc.Digest) || !strings.Contains(l.Why, "layer "+short(bad)) {
 		t.Fatalf("Left = %+v, %v", l, err)
@@ -211,6 +212,10 @@ func TestLayerRefused(t *testing.T) {
 	b.done()
 	if l, err := b.Left(im.Ref); err != nil || l != nil {
 		t.Errorf("after it came in: Left = %+v, %v", l, err)
+	}
+	b.Leave(wanted(im), errors.New("a reason of the snapshotter's"))
+	if l, err := b.Left(im.Ref); err != nil || l == nil || l.Why != "a reason of the snapshotter's" {
+		t.Errorf("Left = %+v, %v", l, err)
 	}
 }
 

@@ -96,6 +96,21 @@ func (s *Service) leaveTo(ctx context.Context, id string, w Wanted, err error) {
 	s.noteLeft(id, w, err)
 }
 
+// Leave notes why an image is left to containerd, for a reason that the book
+// does not know. One that is a moment old stands: it is why this one came about.
+func (s *Service) Leave(w Wanted, why error) {
+	ref, err := w.ref()
+	if err != nil {
+		return
+	}
+	id := w.id(ref)
+	var was leftRow
+	if s.db.View(func(tx *bolt.Tx) error { return get(tx, "left", id, &was) }) == nil && time.Since(was.At) < refusedFor {
+		return
+	}
+	s.noteLeft(id, w, why)
+}
+
 // noteLeft keeps the reason for those who ask.
 func (s *Service) noteLeft(id string, w Wanted, err error) {
 	var was leftRow

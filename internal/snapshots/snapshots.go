@@ -58,6 +58,9 @@ func (l Layers) Usage(ctx context.Context, of snapshotter.Layer) (snapshots.Usag
 	return snapshots.Usage{Size: u.Bytes, Inodes: int64(u.Files)}, err
 }
 
+// Leave is [images.Service.Leave].
+func (l Layers) Leave(im snapshotter.Image, why error) { l.Book.Leave(images.Wanted(im), why) }
+
 // Collect is [images.Service.CollectSoon].
 func (l Layers) Collect() { l.Book.CollectSoon() }
 
