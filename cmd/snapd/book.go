@@ -126,10 +126,17 @@ func (s *shifts) sweep(ctx context.Context, held func(context.Context) (images.H
 // what it needs, and containers that run may need it.
 func (d *daemon) held(ctx context.Context) (all images.Held, err error) {
 	select {
-	case <-ctx.Done():
-		return all, ctx.Err()
 	case <-d.containerdsOpen:
+	default:
+		select {
+		case <-ctx.Done():
+			return all, ctx.Err()
+		case <-d.containerdsOpen:
+		}
 	}
+	// It is known at once, and the collection after a pull that ends with the
+	// daemon is not to be left to the next one.
+	ctx = context.WithoutCancel(ctx)
 	if err := d.strangers(); err != nil {
 		return all, err
 	}
