@@ -35,7 +35,6 @@ type builder struct {
 func (m *machine) buildkit(name string, overlayfs bool, registry string) *builder {
 	m.Helper()
 	needProgram(m, "runc")
-	m.needSnapshotter()
 	b := &builder{machine: m, bin: needPeer(m, peers.BuildKit), home: filepath.Join(m.dir, name), cgroup: "/" + filepath.Base(m.dir) + "-" + name}
 	file := filepath.Join(b.home, "config.toml")
 	config := fmt.Sprintf(`

@@ -22,7 +22,13 @@ import (
 // direct is snapd's snapshotter without a containerd that would keep the rules.
 func (m *machine) direct() snapshots.Snapshotter {
 	m.Helper()
-	conn, err := grpc.NewClient("unix://"+filepath.Join(m.run, "containerd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return m.snapshotsAt(filepath.Join(m.run, "containerd.sock"))
+}
+
+// snapshotsAt is the snapshotter snapfs of whoever serves at a socket.
+func (m *machine) snapshotsAt(socket string) snapshots.Snapshotter {
+	m.Helper()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -36,7 +42,6 @@ func TestContainerdLies(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
 	m := startServed(t, "")
-	m.needSnapshotter()
 	im := newImage(t, gzipTar, base(t), someFiles(2000, "data", 30))
 	ref := hub.put(t, "lies", im)
 	other := newImage(t, gzipTar, base(t), someFiles(2001, "data", 10))

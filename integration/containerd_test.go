@@ -116,14 +116,6 @@ func startServed(t *testing.T, config string, more ...string) *machine {
 	return m
 }
 
-// needSnapshotter skips as long as snapd does not serve containerd.
-func (m *machine) needSnapshotter() {
-	m.Helper()
-	if !exists(filepath.Join(m.run, "containerd.sock")) {
-		m.Skip("this snapd serves no containerd yet")
-	}
-}
-
 const containerdConfig = `
 version = 3
 root = "{home}/root"
@@ -171,7 +163,6 @@ const criDisabled = `, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images
 func (m *machine) newContainerd(name string, k kind) *ctrd {
 	m.Helper()
 	needProgram(m, "runc")
-	m.needSnapshotter()
 	c := &ctrd{machine: m, peer: k.peer, bin: needPeer(m, k.peer), home: filepath.Join(m.dir, name), snapshotter: "snapfs", namespace: "default", process: new(process)}
 	c.cgroup = "/" + filepath.Base(m.dir) + "-" + name
 	// The root of a user namespace has to get through to its container.
