@@ -84,32 +84,12 @@ func (im *image) checkSums(t testing.TB, top, out string) {
 	}
 }
 
-// containerMachine makes a machine with a daemon whose containers are in a cgroup of their own.
-func containerMachine(t *testing.T, config ...string) *machine {
-	t.Helper()
-	m := newMachine(t, "")
-	parent := filepath.Base(m.dir)
-	m.config = strings.Join(append([]string{fmt.Sprintf("cgroup_parent = '/%s'", parent)}, config...), "\n")
-	t.Cleanup(func() {
-		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-			dirs, _ := filepath.Glob(pattern + parent)
-			for _, d := range dirs {
-				if err := os.Remove(d); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-	})
-	m.start()
-	return m
-}
-
 // TestContainers runs some on an image that is not local, by the command line,
 // and has one outlive the daemon and the registry.
 func TestContainers(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := containerMachine(t)
+	m := startMachine(t, "")
 	im := newImage(t, eStargz, []file{dir("proc"), dir("sys"), dir("dev"), dir("tmp"), inside(t)}, someFiles(1200, "data", 60))
 	ref := hub.put(t, "containers", im)
 

@@ -77,11 +77,14 @@ func startMachine(t *testing.T, config string) *machine {
 	return m
 }
 
+// cgroup is where containers' cgroups are.
+func (m *machine) cgroup() string { return "/" + filepath.Base(m.dir) }
+
 // launch starts a daemon and does not wait for it. args are added to its command line.
 func (m *machine) launch(args ...string) *daemon {
 	m.Helper()
 	file := filepath.Join(m.dir, "snapd.toml")
-	config := m.config
+	config := fmt.Sprintf("cgroup_parent = %q\n%s", m.cgroup(), m.config)
 	if !strings.Contains(config, "[network]") { // bridges of several machines would be in each other's way
 		config += "\n[network]\ndefault = 'none'"
 	}
@@ -321,6 +324,7 @@ func (m *machine) cleanUp() {
 		m.Errorf("left running: %d %q", pid, cmd)
 		unix.Kill(pid, unix.SIGKILL)
 	}
+	removeCgroup(m, m.cgroup())
 	if err := os.RemoveAll(m.dir); err != nil {
 		m.Error(err)
 	}

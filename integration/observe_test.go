@@ -283,7 +283,7 @@ func (l *spanLog) find(name string) *tracepb.Span {
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	hub, spans := newHub(t), newSpanLog(t)
-	m := containerMachine(t, "pull.complete = false", "tracing.endpoint = '"+spans.URL+"'")
+	m := startMachine(t, "pull.complete = false\ntracing.endpoint = '"+spans.URL+"'")
 	im := newImage(t, eStargz, []file{dir("proc"), dir("sys"), dir("dev"), dir("tmp"), inside(t)}, someFiles(1300, "data", 10))
 	ref := hub.put(t, "explained", im)
 	m.ok("run", "-d", "--name", "web", "--ready", "line=^waiting$", ref, "/inside", "wait")

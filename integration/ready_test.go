@@ -13,7 +13,7 @@ import (
 func TestReady(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m := containerMachine(t)
+	m := startMachine(t, "")
 	im := newImage(t, eStargz, []file{dir("proc"), dir("sys"), dir("dev"), dir("tmp"), inside(t)})
 	ref := hub.put(t, "ready", im)
 	config := map[string]any{}

@@ -417,7 +417,7 @@ func TestSOCIContainer(t *testing.T) {
 	im := newSOCI(t, 2, func(int, []byte) {})
 	im.with(t, inside(t))
 	ref := hub.putSOCI(t, "container", im)
-	m := containerMachine(t, "pull.complete = false")
+	m := startMachine(t, "pull.complete = false")
 	m.ok("run", "-d", "--name", "stays", "--network", "none", "--platform", sociPlatform, ref, "/inside", "wait")
 	if got := m.origins(ref); got != "soci soci soci own" {
 		t.Errorf("origins %q, want soci's but for the last", got)

@@ -380,9 +380,15 @@ func (b *book) collect1() {
 	}
 }
 
+// collected waits until the collections that are to come by themselves are over.
+func (b *book) collected() {
+	b.waitFor(func() bool { return !slices.Contains(b.ls("images"), pullingMark) })
+}
+
 // nothing checks that no row and no file is left.
 func (b *book) nothing() {
 	b.Helper()
+	b.collected()
 	b.db.View(func(tx *bolt.Tx) error {
 		for _, name := range []string{"names", "manifests", "layers", "trees"} {
 			if n := tx.Bucket([]byte(name)).Stats().KeyN; n != 0 {

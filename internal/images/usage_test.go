@@ -37,7 +37,7 @@ func TestUsage(t *testing.T) {
 	b.hold(l1, l2)
 	b.done()
 	b.settle()
-	b.waitFor(func() bool { return !slices.Contains(b.ls("images"), pullingMark) }) // the collection after the pulls is over
+	b.collected()
 	sum := b.usage(l1)
 	sum.Add(b.usage(l2))
 	disk, err := b.Store.Usage()
