@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	iofs "io/fs"
@@ -244,6 +245,10 @@ func same(path string, n *fs.Node, inodes map[*fs.Node]uint64, sealed bool) erro
 		return fmt.Errorf("%s: %d links, want %d", path, st.Nlink, n.Nlink)
 	}
 	switch n.Kind {
+	case layers.Dir:
+		if err := dots(path, st.Ino); err != nil {
+			return err
+		}
 	case layers.Reg:
 		if st.Size != n.Size {
 			return fmt.Errorf("%s: size %d, want %d", path, st.Size, n.Size)
@@ -277,6 +282,34 @@ func same(path string, n *fs.Node, inodes map[*fs.Node]uint64, sealed bool) erro
 		if m, err := unix.Lgetxattr(path, x.Name, value); err != nil || string(value[:m]) != x.Value {
 			return fmt.Errorf("%s: attribute %s: %v", path, x.Name, err)
 		}
+	}
+	return nil
+}
+
+// dots checks that a directory has itself and the one above in its list, with
+// numbers that getdents(2)'s readers take for entries.
+func dots(path string, ino uint64) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, 64<<10)
+	m, err := unix.Getdents(int(f.Fd()), b)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	found := map[string]uint64{}
+	for b = b[:m]; len(b) > 0; b = b[binary.NativeEndian.Uint16(b[16:]):] { // struct linux_dirent64
+		name, _, _ := bytes.Cut(b[19:], []byte{0})
+		if ino := binary.NativeEndian.Uint64(b); ino == 0 {
+			return fmt.Errorf("%s: %q has the inode number 0", path, name)
+		} else {
+			found[string(name)] = ino
+		}
+	}
+	if found["."] != ino || found[".."] == 0 {
+		return fmt.Errorf("%s: . is %d and .. is %d, want %d", path, found["."], found[".."], ino)
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ func (w *writer) plan(root *fs.Node) error {
 	if err := w.survey("", root); err != nil {
 		return err
 	}
+	w.metaSize = slotSize // the first slot stays empty: for readdir(3) an entry with the inode number 0 is none
 	if err := w.place("", root, 0); err != nil {
 		return err
 	}
