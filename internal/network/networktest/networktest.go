@@ -37,6 +37,11 @@ func Main(run func() int) int {
 		fmt.Fprintln(os.Stderr, "lo of a new network namespace:", err)
 		return 1
 	}
+	// A new namespace has what the machine's has: where that forwards, the tests would find a router.
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
+		fmt.Fprintln(os.Stderr, "forwarding:", err)
+		return 1
+	}
 	return run()
 }
 
