@@ -149,32 +149,53 @@ func (m IDMap) String() string {
 // needs a process to begin with: one that is stopped at the first instruction of
 // this program, and killed. The caller must not be a process that serves FUSE.
 func (m IDMap) UserNS() (*os.File, error) {
+	user, _, err := m.namespaces(false)
+	return user, err
+}
+
+// UserAndNetNS is UserNS, and a network namespace that belongs to it: root of the
+// one may do to the other what root does to a host's.
+func (m IDMap) UserAndNetNS() (user, net *os.File, err error) { return m.namespaces(true) }
+
+func (m IDMap) namespaces(withNet bool) (user, net *os.File, err error) {
 	if err := m.Check(); err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	flags, names := uintptr(unix.CLONE_NEWUSER), []string{"user"}
+	if withNet {
+		flags, names = flags|unix.CLONE_NEWNET, []string{"user", "network"}
 	}
 	goruntime.LockOSThread() // the child stops for this thread, and dies with it
 	defer goruntime.UnlockOSThread()
 	p, err := os.StartProcess("/proc/self/exe", []string{"userns", "--version"}, &os.ProcAttr{
 		Env: []string{},
 		Sys: &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER,
+			Cloneflags:  flags,
 			UidMappings: procMap(m.UID), GidMappings: procMap(m.GID), GidMappingsEnableSetgroups: true,
 			Ptrace: true, Pdeathsig: unix.SIGKILL,
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("user namespace %v: %w", m, err)
+		return nil, nil, fmt.Errorf("user namespace %v: %w", m, err)
 	}
 	defer func() {
 		p.Kill()
 		p.Wait() // ECHILD, if who reaps all children was faster
 	}()
-	fd := -1
-	if herr := p.WithHandle(func(pidfd uintptr) { fd, err = unix.IoctlRetInt(int(pidfd), unix.PIDFD_GET_USER_NAMESPACE) }); herr != nil || err != nil {
-		return nil, fmt.Errorf("user namespace %v: %w", m, errors.Join(herr, err))
+	var files [2]*os.File
+	for i, kind := range []uint{unix.PIDFD_GET_USER_NAMESPACE, unix.PIDFD_GET_NET_NAMESPACE}[:len(names)] {
+		fd := -1
+		if herr := p.WithHandle(func(pidfd uintptr) { fd, err = unix.IoctlRetInt(int(pidfd), kind) }); herr != nil || err != nil {
+			err = fmt.Errorf("%s namespace %v: %w", names[i], m, errors.Join(herr, err))
+			if files[0] != nil {
+				files[0].Close()
+			}
+			return nil, nil, err
+		}
+		unix.CloseOnExec(fd)
+		files[i] = os.NewFile(uintptr(fd), names[i]+" namespace")
 	}
-	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), "user namespace"), nil
+	return files[0], files[1], nil
 }
 
 func procMap(all []Extent) (m []syscall.SysProcIDMap) {
@@ -182,6 +203,13 @@ func procMap(all []Extent) (m []syscall.SysProcIDMap) {
 		m = append(m, syscall.SysProcIDMap{ContainerID: int(e.Container), HostID: int(e.Host), Size: int(e.Size)})
 	}
 	return m
+}
+
+// Shift returns as whom a file of uid and gid is shown; false if one of them is not mapped.
+func (m IDMap) Shift(uid, gid uint32) (u, g uint32, ok bool) {
+	u, known := shift(m.UID, uid)
+	g, ok = shift(m.GID, gid)
+	return u, g, known && ok
 }
 
 // Mapped mounts the directory dir once more, nowhere (see [Attach]): read-only, and with
@@ -194,6 +222,15 @@ func Mapped(dir string, m IDMap) (_ *os.File, err error) {
 		return nil, err
 	}
 	defer ns.Close()
+	f, err := MappedBy(dir, ns)
+	if err != nil {
+		return nil, fmt.Errorf("by %v: %w", m, err)
+	}
+	return f, nil
+}
+
+// MappedBy is Mapped with the mappings that a user namespace has.
+func MappedBy(dir string, users *os.File) (*os.File, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return nil, &os.PathError{Op: "clone mount", Path: dir, Err: err}
@@ -202,9 +239,9 @@ func Mapped(dir string, m IDMap) (_ *os.File, err error) {
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{
 		Attr_set:    unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID,
 		Propagation: unix.MS_PRIVATE,
-		Userns_fd:   uint64(ns.Fd()),
+		Userns_fd:   uint64(users.Fd()),
 	}); err != nil {
-		return nil, errors.Join(fmt.Errorf("map owners of %s by %v: %w", dir, m, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("map owners of %s: %w", dir, err), f.Close())
 	}
 	return f, nil
 }

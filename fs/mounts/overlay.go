@@ -21,6 +21,9 @@ type Rootfs struct {
 	// Volatile leaves out every sync of Upper. The kernel refuses to mount such
 	// an Upper again after a crash, so it is for what dies with its container.
 	Volatile bool
+	// Users is a user namespace by whose mappings the owners in Lower are shown
+	// (Linux 6.15, as of descriptors that are attached nowhere). Nil: as they are.
+	Users *os.File
 	// UserXattr keeps overlay's own attributes as user.overlay.*, for mounts made
 	// in a user namespace (Linux 5.11).
 	UserXattr bool
@@ -44,20 +47,20 @@ func Overlay(r Rootfs) (_ *os.File, err error) {
 			}
 		}
 	}()
-	dir := func(key string, paths ...string) {
+	dir := func(key string, users *os.File, paths ...string) {
 		for _, p := range paths {
-			f, oerr := openDir(p)
+			f, oerr := openShown(p, users)
 			err = errors.Join(err, oerr)
 			settings = append(settings, setting{key: key, value: p, file: f})
 		}
 	}
 	settings = append(settings, setting{key: "source", value: "overlay"})
 	settings = append(settings, r.options()...)
-	dir("lowerdir+", r.Lower...)
-	dir("datadir+", r.Data...)
+	dir("lowerdir+", r.Users, r.Lower...)
+	dir("datadir+", nil, r.Data...)
 	if r.Upper != "" {
-		dir("upperdir", r.Upper)
-		dir("workdir", r.Work)
+		dir("upperdir", nil, r.Upper)
+		dir("workdir", nil, r.Work)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("overlay: %w", err)
@@ -66,7 +69,19 @@ func Overlay(r Rootfs) (_ *os.File, err error) {
 	if r.ReadOnly || r.Upper == "" {
 		attrs = unix.MOUNT_ATTR_RDONLY
 	}
-	return detached("overlay", attrs, settings...)
+	f, err := detached("overlay", attrs, settings...)
+	if r.Users != nil && errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w (layers with shifted owners need Linux 6.15)", err)
+	}
+	return f, err
+}
+
+// openShown opens a directory with its owners shifted, unless users is nil.
+func openShown(dir string, users *os.File) (*os.File, error) {
+	if users == nil {
+		return openDir(dir)
+	}
+	return MappedBy(dir, users)
 }
 
 // options are the settings of r that are not directories. All are given, because
