@@ -178,6 +178,21 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 				return w.KeepMapped(ctx, args[0], maps)
 			}
 			return w.KeepMappedImages(ctx, maps)
+		case "users":
+			m, err := mounts.ParseIDMap(args[0], args[0])
+			if err != nil {
+				return err
+			}
+			user, net, err := w.UserNamespace(ctx, m, len(args) > 1)
+			if err != nil {
+				return err
+			}
+			defer user.Close()
+			if net == nil {
+				return r.Reply(nil, user)
+			}
+			defer net.Close()
+			return r.Reply(nil, user, net)
 		case "spawn":
 			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files})
 			if err != nil {

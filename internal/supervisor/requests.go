@@ -22,6 +22,7 @@ const (
 	opUnmount = "supervisor.unmount"  // mountArgs
 	opMap     = "supervisor.map"      // mapArgs → mountResult
 	opKeep    = "supervisor.keep"     // keepArgs
+	opUsers   = "supervisor.users"    // usersArgs → nil, and a user namespace, and one of its network
 	opSpawn   = "supervisor.spawn"    // Process, descriptors → spawned
 	opStore   = "supervisor.remember" // memory
 	opRecall  = "supervisor.recall"   // nil → memory
@@ -47,6 +48,12 @@ type mapArgs struct {
 type keepArgs struct {
 	Dir  string `json:",omitempty"`
 	Maps []mounts.IDMap
+}
+
+// usersArgs say what users a namespace has, and whether it is to have a network, too.
+type usersArgs struct {
+	Map     mounts.IDMap
+	Network bool `json:",omitempty"`
 }
 
 type mountResult struct{ Dir string }
@@ -87,6 +94,8 @@ func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 		return s.mapDir(r)
 	case opKeep:
 		return s.keepMapped(r)
+	case opUsers:
+		return s.users(r)
 	case opSpawn:
 		return s.spawn(r)
 	case opStore:
@@ -111,6 +120,32 @@ func (s *supervisor) becameReady(r *control.Request) error {
 		close(s.ready)
 	}
 	return nil
+}
+
+// users makes a user namespace, which takes a process, and one that belongs to it.
+func (s *supervisor) users(r *control.Request) error {
+	var a usersArgs
+	if err := r.Decode(&a); err != nil {
+		return err
+	}
+	if err := a.Map.Check(); err != nil {
+		return invalid("%v", err)
+	}
+	if !a.Network {
+		user, err := a.Map.UserNS()
+		if err != nil {
+			return err
+		}
+		defer user.Close()
+		return r.Reply(nil, user)
+	}
+	user, net, err := a.Map.UserAndNetNS()
+	if err != nil {
+		return err
+	}
+	defer user.Close()
+	defer net.Close()
+	return r.Reply(nil, user, net)
 }
 
 func (s *supervisor) spawn(r *control.Request) error {

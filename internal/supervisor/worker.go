@@ -195,6 +195,26 @@ func (w *Worker) KeepMapped(ctx context.Context, dir string, maps []mounts.IDMap
 	return err
 }
 
+// UserNamespace makes a user namespace with the users of m, in which nobody is, and,
+// if withNet, a network namespace that belongs to it. The caller closes them.
+func (w *Worker) UserNamespace(ctx context.Context, m mounts.IDMap, withNet bool) (user, net *os.File, err error) {
+	files, err := w.ask(ctx, opUsers, usersArgs{m, withNet}, nil)
+	want := 1
+	if withNet {
+		want = 2
+	}
+	if err == nil && len(files) != want {
+		err = fmt.Errorf("user namespace: the supervisor sent %d descriptors, want %d", len(files), want)
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, nil, err
+	}
+	return files[0], append(files, nil)[1], nil
+}
+
 // Spawn starts p and returns its process ID. Its files stay the caller's.
 func (w *Worker) Spawn(ctx context.Context, p Process) (pid int, err error) {
 	var s spawned
