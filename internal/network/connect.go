@@ -29,7 +29,7 @@ func (s *Service) connect(e *endpoint, ns *os.File) (_ *os.File, err error) {
 
 // make makes namespace and link. Nobody listens to the link yet.
 func (s *Service) make(e *endpoint) (_ *os.File, err error) {
-	ns, err := newNamespace(e.IPv6.IsValid())
+	ns, err := openNamespace(e.inner, e.IPv6.IsValid())
 	if err != nil {
 		return nil, err
 	}

@@ -41,9 +41,10 @@ func (n *namespace) close() {
 	n.file.Close()
 }
 
-// newNamespace makes a network namespace by taking a thread there and back. Its
+// openNamespace opens a network namespace in which there are no links yet, or makes
+// one if inner is nil, by taking a thread there and back. Its
 // links will not listen to router advertisements: what could send them is another container.
-func newNamespace(v6 bool) (*namespace, error) {
+func openNamespace(inner *os.File, v6 bool) (*namespace, error) {
 	type result struct {
 		n   *namespace
 		err error
@@ -51,7 +52,7 @@ func newNamespace(v6 bool) (*namespace, error) {
 	done := make(chan result, 1)
 	go func() { // ends with the result
 		goruntime.LockOSThread()
-		n, back, err := enterNew(v6)
+		n, back, err := enter(inner, v6)
 		if back == nil {
 			goruntime.UnlockOSThread() // else the thread, which is lost somewhere, ends with us
 		}
@@ -65,14 +66,19 @@ func newNamespace(v6 bool) (*namespace, error) {
 	return r.n, r.err
 }
 
-// enterNew is newNamespace on its thread. back is why that did not come home.
-func enterNew(v6 bool) (n *namespace, back, err error) {
+// enter is openNamespace on its thread. back is why that did not come home.
+func enter(inner *os.File, v6 bool) (n *namespace, back, err error) {
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, nil, err
 	}
 	defer home.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	if inner != nil {
+		err = unix.Setns(int(inner.Fd()), unix.CLONE_NEWNET)
+	} else {
+		err = unix.Unshare(unix.CLONE_NEWNET)
+	}
+	if err != nil {
 		return nil, nil, fmt.Errorf("new network namespace: %w", err)
 	}
 	n, err = openHere(v6)

@@ -94,6 +94,7 @@ type endpoint struct {
 	index int        // of its link on the host; 0 before it is made
 	socks []*os.File // reserve its ports, in their order; nil where that failed
 	relay *relay     // for ::1; nil if there is none
+	inner *os.File   // the namespace that it is to be in, while it is being made; nil: a new one
 
 	released chan struct{} // closed when Release has; nil before it begins
 }
@@ -237,6 +238,7 @@ type Request struct {
 	IPv4, IPv6 netip.Addr // zero: any
 	MAC        string     // "": made of the IPv4 address
 	Ports      []control.Port
+	Namespace  *os.File // that it is to be in, such as one of a user namespace's; nil: a new one. It stays the caller's
 }
 
 // Attach connects a container that is about to start, and returns the namespace
@@ -252,6 +254,8 @@ func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os
 	if err != nil {
 		return nil, nil, err
 	}
+	e.inner = r.Namespace
+	defer func() { e.inner = nil }()
 	ns, err = s.connect(e, ns)
 	if s.damaged(err) {
 		s.Log.Warn("the containers' bridge or its tables are not as they were; making them anew", "err", err)
@@ -271,6 +275,10 @@ func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os
 // begin gives an endpoint its addresses and ports, and records it. If it was made
 // ahead, ns is its namespace.
 func (s *Service) begin(r Request) (*endpoint, *os.File, error) {
+	if r.Namespace != nil { // a spare has one of its own
+		e, err := s.allocate(r)
+		return e, nil, err
+	}
 	if e, ns := s.takeSpare(r); e != nil {
 		if err := s.claim(e, r); err != nil {
 			s.putSpare(e, ns)

@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/network/networktest"
 )
@@ -577,7 +578,7 @@ func TestKilledAnywhere(t *testing.T) {
 		e, err := s.allocate(Request{ID: id(2), Ports: []control.Port{tcp(8082, 80)}})
 		must(t, err)
 		if step > 0 {
-			ns, err := newNamespace(true)
+			ns, err := openNamespace(nil, true)
 			must(t, err)
 			mac, _ := net.ParseMAC(e.MAC)
 			must(t, s.addLink(e, mac, ns.file))
@@ -598,7 +599,7 @@ func TestKilledAnywhere(t *testing.T) {
 		}
 	}
 	// A link of which no record is left.
-	ns, err := newNamespace(true)
+	ns, err := openNamespace(nil, true)
 	must(t, err)
 	defer ns.close()
 	must(t, addVeth("sv0.stray", s.index, 1500, net.HardwareAddr{2, 0, 0, 0, 0, 1}, ns.file))
@@ -610,6 +611,48 @@ func TestKilledAnywhere(t *testing.T) {
 	s.restart(func(string) bool { return true })
 	if _, err := os.Stat(filepath.Join(s.o.Run, id(9)+".json")); err == nil {
 		t.Error("a torn record is left")
+	}
+}
+
+// TestOfUsers: the network of a user namespace is connected like any other, and stays that namespace's.
+func TestOfUsers(t *testing.T) {
+	s := newStand(t, func(o *Options) { o.Ahead = true })
+	m, err := mounts.ParseIDMap("0:300000:65536", "0:300000:65536")
+	must(t, err)
+	var boxes []*box
+	for n := range 2 {
+		user, inner, err := m.UserAndNetNS()
+		must(t, err)
+		defer user.Close()
+		e, ns, err := s.Attach(s.context(), Request{ID: id(n + 1), Namespace: inner})
+		must(t, err)
+		must(t, inner.Close())
+		defer ns.Close()
+		fd, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+		must(t, err)
+		owner := os.NewFile(uintptr(fd), "owner")
+		defer owner.Close()
+		a, err := owner.Stat()
+		must(t, err)
+		b, err := user.Stat()
+		must(t, err)
+		if !os.SameFile(a, b) {
+			t.Error("the network belongs to another user namespace")
+		}
+		boxes = append(boxes, &box{e, ns})
+	}
+	boxes[1].settle(t)
+	networktest.Serve(t, int(boxes[1].ns.Fd()), "two", "tcp", ":80")
+	for _, a := range []netip.Prefix{boxes[1].IPv4, boxes[1].IPv6} {
+		if !a.IsValid() {
+			continue
+		}
+		var text string
+		var err error
+		networktest.In(int(boxes[0].ns.Fd()), func() { text, err = networktest.Ask("tcp", netip.AddrPortFrom(a.Addr(), 80).String()) })
+		if err != nil || !strings.HasPrefix(text, "two") {
+			t.Errorf("one asks the other at %s: %q, %v", a.Addr(), text, err)
+		}
 	}
 }
 
