@@ -113,6 +113,9 @@ func (s *start) joinContainer(pidfd int, flags uintptr) {
 		p.newKeyring()
 	}
 	s.earlyOOMScore()
+	if flags&unix.CLONE_NEWUSER != 0 {
+		p.rlimits(s.higher())
+	}
 	p.step = "close descriptors"
 	fds := append(slices.Clone(s.stdin), pidfd)
 	if s.line != nil {

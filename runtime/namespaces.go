@@ -83,6 +83,7 @@ func (s *start) enter(g *cgroups.Group) error {
 		}
 	}
 	if userFD >= 0 {
+		p.rlimits(s.higher())
 		s.joinUser(userFD)
 	}
 	if plan.newNS&unix.CLONE_NEWTIME != 0 {
@@ -112,6 +113,18 @@ func (s *start) enter(g *cgroups.Group) error {
 		p.add(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	return nil
+}
+
+// higher are limits that the child must be given while it is still one of the host's, or
+// by us: to raise a hard limit takes the host's CAP_SYS_RESOURCE. The soft ones stay.
+func (s *start) higher() (list []rlimit) {
+	for _, r := range s.proc.rlimits {
+		var now unix.Rlimit
+		if err := unix.Prlimit(0, r.resource, nil, &now); err == nil && r.hard > now.Max {
+			list = append(list, rlimit{r.name, r.resource, now.Cur, r.hard})
+		}
+	}
+	return list
 }
 
 // joinUser takes the child into an existing user namespace, and makes the others from there.

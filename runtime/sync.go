@@ -258,6 +258,11 @@ func (s *start) mapIDs(p *Process) error {
 	if s.plan.newNS&unix.CLONE_NEWUSER == 0 {
 		return nil // it has joined one
 	}
+	for _, r := range s.higher() {
+		if err := unix.Prlimit(p.pid, r.resource, &unix.Rlimit{Cur: r.soft, Max: r.hard}, nil); err != nil {
+			return &StepError{fmt.Sprintf("%s %d:%d", r.name, r.soft, r.hard), err}
+		}
+	}
 	return s.plan.ids.write(p.pid)
 }
 

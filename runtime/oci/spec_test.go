@@ -42,27 +42,45 @@ func (b *bench) userNS() {
 	}))
 }
 
+// highLimit is a limit of locked memory above this process's, if it may have that, which takes CAP_SYS_RESOURCE.
+func highLimit(t *testing.T) uint64 {
+	t.Helper()
+	var now unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_MEMLOCK, &now))
+	if now.Max > 1<<43 {
+		return 1 << 43
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: now.Cur, Max: now.Max + 4096}); err != nil {
+		t.Logf("root of this machine may not raise limits (%v): the container's is lowered instead", err)
+		return now.Max - 4096
+	}
+	must(t, unix.Setrlimit(unix.RLIMIT_MEMLOCK, &now))
+	return now.Max + 4096
+}
+
 func TestUserNamespace(t *testing.T) {
 	b := newBench(t, "ids", ";", "cat", "/proc/self/uid_map", ";", "stat", "/dev", ";", "stat", "/dev/null", ";", "stat", "/dev/shm", ";", "stat", "/made",
 		";", "write", "/tmp/x", "y", ";", "chown", "/tmp/x", "5", "6", ";", "stat", "/tmp/x", ";", "access", "/proc/sys/net/ipv4/ip_forward", ";", "open", "/dev/null",
-		";", "cat", "/proc/self/oom_score_adj", ";", "ls", "/proc/sys/net/ipv4/neigh", ";", "cat", "/proc/sys/net/ipv4/ip_forward", ";", "trap")
+		";", "cat", "/proc/self/limits", ";", "cat", "/proc/self/oom_score_adj", ";", "ls", "/proc/sys/net/ipv4/neigh", ";", "cat", "/proc/sys/net/ipv4/ip_forward", ";", "trap")
 	b.userNS()
 	b.spec.Process.Capabilities = nil
 	b.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN"}, Permitted: []string{"CAP_CHOWN"}, Effective: []string{"CAP_CHOWN"}}
 	b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/made", Type: "tmpfs", Source: "tmpfs", Options: []string{"uid=3", "gid=4"}})
 	b.spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1"}
+	locked := highLimit(t)
+	b.spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_MEMLOCK", Soft: locked, Hard: locked}}
 	score := 500
 	b.spec.Process.OOMScoreAdj = &score
 	b.create()
 	b.ok("start", b.id)
-	out := b.ok("exec", b.id, "/inside", "ids", ";", "cat", "/proc/self/uid_map", ";", "stat", "/tmp")
-	wants(t, out, "0 0 [0]", "300000", "/tmp 40755 0:0")
+	out := b.ok("exec", b.id, "/inside", "ids", ";", "cat", "/proc/self/uid_map", ";", "stat", "/tmp", ";", "cat", "/proc/self/limits")
+	wants(t, out, "0 0 [0]", "300000", "/tmp 40755 0:0", fmt.Sprint(locked))
 	pid := b.state().Pid
 	st, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	must(t, err)
 	wants(t, string(st), "Uid:\t300000\t300000")
 	wants(t, b.end(), "0 0 [0]", "300000      65536", "/dev 40755 0:0", "/dev/null 20666 0:0 1:3", "/dev/shm 41777 0:0", "/made 41777 3:4", "/tmp/x 100644 5:6",
-		"access EACCES", "open ok", "\n500\n", "\n1\n")
+		"access EACCES", "open ok", fmt.Sprint(locked), "\n500\n", "\n1\n")
 	var x unix.Stat_t
 	must(t, unix.Stat(filepath.Join(b.bundle, "rootfs/tmp/x"), &x))
 	if x.Uid != hostIDs+5 || x.Gid != hostIDs+6 {
