@@ -45,6 +45,7 @@ var rules = []struct{ from, not, why string }{
 	{"cmd/snapctl", "github.com/hanwen/go-fuse", "snapctl serves nothing"},
 	{"cmd/snapctl", "github.com/vishvananda/netlink", "the daemon connects containers"},
 	{"cmd/snapctl", "github.com/google/nftables", "the daemon connects containers"},
+	{"internal/userns", module + "/internal/containers", "snapctl links it, and it knows no containers"},
 	{"internal/network", module + "/internal/containers", "it knows no containers, but IDs"},
 }
 
