@@ -31,6 +31,7 @@ between cgroups after some quiet costs the kernel about 10 ms):
   snapctl   snapctl run --rm --network none IMAGE COMMAND, against a warm snapd
   bridge    the same with --network bridge: an address, a link, a way out
   published the same with -p 8080:80
+  users     as snapctl, with --userns auto
   runtime   package runtime's NewPlan, Start, Wait and Close in this process
 
 crun, snaprun and runtime get the spec of a container that snapd made, with Docker's seccomp

@@ -101,6 +101,7 @@ func (c *config) interleave(ctx context.Context, d *daemon, image string, spec *
 		{"snapctl", c.snapctl(d, image, "--network", "none")},
 		{"bridge", c.snapctl(d, image, "--network", "bridge")},
 		{"published", c.snapctl(d, image, "--network", "bridge", "-p", "8080:80")},
+		{"users", c.snapctl(d, image, "--network", "none", "--userns", "auto")},
 		{"runtime", func(ctx context.Context, n int) (time.Duration, error) { return c.inProcess(ctx, n, spec, root) }},
 	}
 	times := make([][]time.Duration, len(runners))

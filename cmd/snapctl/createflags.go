@@ -108,7 +108,7 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 		return err
 	})
 	f.text(&a.User, "u,user", "USER[:GROUP]", "run as this user, by name or number")
-	f.add("v,volume", "SOURCE:TARGET[:ro]", "show a directory of this machine in the container", func(s string) error {
+	f.add("v,volume", "SOURCE:TARGET[:OPTS]", "show a directory of this machine in the container; :idmap shifts owners, see --userns", func(s string) error {
 		m, err := parseVolume(s)
 		a.Mounts = append(a.Mounts, m)
 		return err

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/internal/userns"
 )
 
 // hostFlags registers what a container takes of its machine, and what it shares.
@@ -63,6 +64,11 @@ func hostFlags(f *flagSet, a *control.CreateArgs) {
 		}
 		put(&a.Sysctls, name, value)
 		return nil
+	})
+	f.add("userns", "MODE", "users: host (default) for those of this machine, or auto[:size=N] for a range of its own", func(s string) error {
+		a.UserNS = s
+		_, err := userns.Parse(s)
+		return err
 	})
 	f.add("uts", "MODE", "UTS namespace, which has the host name: private (default) or host", func(s string) error { a.UTS = s; return namespaceMode(s, false) })
 }

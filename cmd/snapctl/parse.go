@@ -123,7 +123,7 @@ func parseVolume(s string) (m control.MountSpec, err error) {
 		case "rw", "z", "Z": // labels mean nothing without SELinux
 		case "ro":
 			m.ReadOnly = true
-		case "private", "rprivate", "shared", "rshared", "slave", "rslave":
+		case "private", "rprivate", "shared", "rshared", "slave", "rslave", "idmap", "ridmap":
 			m.Options = append(m.Options, o)
 		default:
 			return m, fmt.Errorf("%q: unknown option %q", s, o)
@@ -153,7 +153,7 @@ func target(s string) error {
 // parseMount reads --mount type=bind,source=…,target=…
 func parseMount(s string) (m control.MountSpec, err error) {
 	m.Type = "volume" // docker's default
-	propagation := ""
+	propagation, shift := "", ""
 	for field := range strings.SplitSeq(s, ",") {
 		key, value, given := strings.Cut(field, "=")
 		switch strings.ToLower(key) {
@@ -170,6 +170,11 @@ func parseMount(s string) (m control.MountSpec, err error) {
 					return m, fmt.Errorf("%q: want true or false", field)
 				}
 			}
+		case "idmap", "ridmap":
+			if given {
+				return m, fmt.Errorf("%q: only the container's own mappings are supported: want %s alone", field, key)
+			}
+			shift = strings.ToLower(key)
 		case "bind-propagation":
 			propagation = value
 		case "tmpfs-size":
@@ -188,10 +193,10 @@ func parseMount(s string) (m control.MountSpec, err error) {
 			return m, fmt.Errorf("%q: unknown key %q", s, key)
 		}
 	}
-	return m, checkMount(&m, propagation)
+	return m, checkMount(&m, propagation, shift)
 }
 
-func checkMount(m *control.MountSpec, propagation string) (err error) {
+func checkMount(m *control.MountSpec, propagation, shift string) (err error) {
 	if err := target(m.Target); err != nil {
 		return err
 	}
@@ -206,10 +211,13 @@ func checkMount(m *control.MountSpec, propagation string) (err error) {
 			}
 			m.Options = append(m.Options, propagation)
 		}
+		if shift != "" {
+			m.Options = append(m.Options, shift)
+		}
 		m.Source, err = source(m.Source)
 		return err
 	case "tmpfs":
-		if m.Source != "" || propagation != "" {
+		if m.Source != "" || propagation != "" || shift != "" {
 			return errors.New("a tmpfs has no source")
 		}
 		return nil

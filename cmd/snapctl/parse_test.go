@@ -63,6 +63,7 @@ func TestParseVolume(t *testing.T) {
 		".:/b":            {Type: "bind", Source: here, Target: "/b", Create: true},
 		"./x:/b:rw,z":     {Type: "bind", Source: filepath.Join(here, "x"), Target: "/b", Create: true},
 		"/a:/b:ro,rslave": {Type: "bind", Source: "/a", Target: "/b", Create: true, ReadOnly: true, Options: []string{"rslave"}},
+		"/a:/b:idmap":     {Type: "bind", Source: "/a", Target: "/b", Create: true, Options: []string{"idmap"}},
 		"/a":              nil, "name:/b": nil, "/a:b": nil, "/a:/": nil, ":/b": nil, "/a:": nil, "/a:/b:ro:x": nil, "/a:/b:nope": nil, "/a:/b:": nil,
 	} {
 		m, err := parseVolume(text)
@@ -80,18 +81,21 @@ func TestParseMount(t *testing.T) {
 		"type=bind,src=/a,dst=/b,bind-propagation=rshared":             {Type: "bind", Source: "/a", Target: "/b", Options: []string{"rshared"}},
 		"type=tmpfs,target=/t":                                         {Type: "tmpfs", Target: "/t"},
 		"type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=1777,readonly": {Type: "tmpfs", Target: "/t", ReadOnly: true, Options: []string{"size=67108864", "mode=1777"}},
-		"":                                     nil,
-		"source=/a,target=/b":                  nil, // a volume
-		"type=bind,source=/a":                  nil,
-		"type=bind,target=/b":                  nil,
-		"type=npipe,target=/b":                 nil,
-		"type=bind,source=/a,target=/b,nope=1": nil,
-		"type=bind,source=/a,target=/b,ro=x":   nil,
-		"type=bind,source=/a,target=/b,tmpfs-size=1m":       nil,
-		"type=bind,source=/a,target=/b,bind-propagation=no": nil,
-		"type=tmpfs,source=/a,target=/b":                    nil,
-		"type=tmpfs,target=/b,tmpfs-mode=9":                 nil,
-		"type=tmpfs,target=/b,tmpfs-size=x":                 nil,
+		"type=bind,src=/a,dst=/b,ridmap":                               {Type: "bind", Source: "/a", Target: "/b", Options: []string{"ridmap"}},
+		"type=bind,src=/a,dst=/b,idmap=uids=0-1-2":                     nil,
+		"type=tmpfs,dst=/b,idmap":                                      nil,
+		"":                                                             nil,
+		"source=/a,target=/b":                                          nil, // a volume
+		"type=bind,source=/a":                                          nil,
+		"type=bind,target=/b":                                          nil,
+		"type=npipe,target=/b":                                         nil,
+		"type=bind,source=/a,target=/b,nope=1":                         nil,
+		"type=bind,source=/a,target=/b,ro=x":                           nil,
+		"type=bind,source=/a,target=/b,tmpfs-size=1m":                  nil,
+		"type=bind,source=/a,target=/b,bind-propagation=no":            nil,
+		"type=tmpfs,source=/a,target=/b":                               nil,
+		"type=tmpfs,target=/b,tmpfs-mode=9":                            nil,
+		"type=tmpfs,target=/b,tmpfs-size=x":                            nil,
 	} {
 		m, err := parseMount(text)
 		if want == nil && err == nil || want != nil && (err != nil || !reflect.DeepEqual(m, *want)) {

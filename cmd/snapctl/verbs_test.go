@@ -132,7 +132,7 @@ func TestCreateArguments(t *testing.T) {
 		"-p", "8080:80", "-P", "--expose", "53/udp", "--ip", "10.0.0.5", "--mac-address", "02:00:00:00:00:01", "--dns", "1.1.1.1", "--dns-search", "x", "--dns-opt", "ndots:2", "--add-host", "h:host-gateway",
 		"--annotation", "a=b", "--blkio-weight", "500", "--cgroup-parent", "/p", "--cpuset-cpus", "0-1", "--cpuset-mems", "0", "-c", "512", "--device", "/dev/fuse:r", "--group-add", "audio",
 		"--ipc", "host", "--pid", "container:x", "--uts", "host", "--memory-reservation", "32m", "--memory-swap", "-1", "--oom-score-adj", "-5", "--privileged", "--shm-size", "1m",
-		"--stop-timeout", "-1", "--sysctl", "net.x=1", "img:1", "cmd", "-x", "--rm",
+		"--stop-timeout", "-1", "--sysctl", "net.x=1", "--userns", "auto:size=7", "img:1", "cmd", "-x", "--rm",
 	}
 	if status := env.main(args); status != 0 {
 		t.Fatalf("exit status %d: %s", status, errs())
@@ -150,7 +150,7 @@ func TestCreateArguments(t *testing.T) {
 		`"Tmpfs":["/run:size=1m"],"Memory":67108864,"NanoCPUs":1500000000,"PidsLimit":100,"CapAdd":["NET_ADMIN"],"CapDrop":["ALL"],"SecurityOpt":["no-new-privileges"],` +
 		`"Ulimits":[{"Name":"nofile","Soft":10,"Hard":10}],"StopSignal":"USR1","Labels":{"k":"v"},"Height":0,"Width":0,"Annotations":{"a":"b"},"BlkioWeight":500,"CgroupParent":"/p","CPUs":"0-1","MemoryNodes":"0","CPUShares":512,` +
 		`"Devices":[{"Host":"/dev/fuse","Inside":"/dev/fuse","Access":"r"}],"GroupAdd":["audio"],"IPC":"host","PID":"container:x","UTS":"host","MemoryReservation":33554432,"MemorySwap":-1,` +
-		`"OOMScoreAdj":-5,"Privileged":true,"ShmSize":1048576,"StopTimeout":-1,"Sysctls":{"net.x":"1"},"Ready":"line=^up$",` +
+		`"OOMScoreAdj":-5,"Privileged":true,"ShmSize":1048576,"StopTimeout":-1,"Sysctls":{"net.x":"1"},"UserNS":"auto:size=7","Ready":"line=^up$",` +
 		`"Health":{"Test":["CMD-SHELL","true"],"Interval":60000000000,"Timeout":2000000000,"StartPeriod":3000000000,"StartInterval":4000000000,"Retries":5},"NoHealthcheck":false,"LogDriver":"json-file","LogMaxSize":10485760,"LogMaxFiles":3}`
 	if string(got) != want {
 		t.Errorf("asked for\n%s\nwant\n%s", got, want)

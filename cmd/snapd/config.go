@@ -17,6 +17,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/snapfs/snapfs/internal/images"
+	"github.com/snapfs/snapfs/internal/userns"
 	"github.com/snapfs/snapfs/layers/trust"
 )
 
@@ -46,6 +47,7 @@ type Config struct {
 	Index       IndexConfig        `toml:"index"`
 	Disk        DiskConfig         `toml:"disk"`
 	Network     NetworkConfig      `toml:"network"`
+	Userns      UsernsConfig       `toml:"userns"`
 	Metrics     MetricsConfig      `toml:"metrics"`
 	Tracing     TracingConfig      `toml:"tracing"`
 }
@@ -180,6 +182,7 @@ func DefaultConfig() Config {
 		Disk:        DiskConfig{Reserve: 1 << 30},
 
 		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto, Ahead: true},
+		Userns:  UsernsConfig{Default: userns.Host, Range: userns.DefaultSize},
 	}
 }
 
@@ -265,7 +268,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.validateContainerds()); err != nil {
+	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.Userns.validate(), c.validateContainerds()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

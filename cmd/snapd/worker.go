@@ -154,7 +154,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.containers, err = containers.Open(ctx, containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: d.network, Network: c.Network.Default,
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: d.network, Network: c.Network.Default, IDs: c.Userns.options(d.w, d.log),
 		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	if err != nil {

@@ -45,8 +45,9 @@ type Options struct {
 	CgroupParent string
 	Images       *images.Service
 	Spawner      Spawner
-	Networks     Networks     // nil: there is no bridge
-	Network      string       // of a container that names none: one of control's constants
+	Networks     Networks // nil: there is no bridge
+	Network      string   // of a container that names none: one of control's constants
+	IDs          UserOptions
 	Events       *events.Log  // nil: nobody is told
 	Starts       *starts.Book // nil: nobody remembers where the time went
 	Boots        Boots        // nil: nobody hears of starts, and a container without another sign was ready at once
@@ -67,6 +68,7 @@ type Service struct {
 	known    map[string]*monitor.Config
 	spawning map[string]bool          // ID: its monitor is being started, and may not hold its lock yet
 	starting map[string]chan struct{} // ID: closed when Start has ended
+	ranges   ranges
 }
 
 // Labels of ours in a container's configuration.
@@ -86,7 +88,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	s := &Service{
 		Options: o, opened: time.Now(), quiet: defaultQuiet,
 		names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{},
-		starting: map[string]chan struct{}{},
+		starting: map[string]chan struct{}{}, ranges: ranges{of: map[string]control.IDRange{}, going: map[string]going{}},
 	}
 	for _, dir := range []string{s.dir(""), s.runDir("")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -107,7 +109,10 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 			s.erase(id)
 			continue
 		}
+		s.mu.Lock()
 		s.known[id], s.names[c.Name] = c, id
+		s.ranges.enter(c)
+		s.mu.Unlock()
 		if s.reconcile(id, c); monitor.Alive(s.dir(id)) {
 			s.follow(c)
 		}
@@ -184,6 +189,7 @@ func (s *Service) forget(id string) {
 	if c := s.known[id]; c != nil {
 		delete(s.names, c.Name)
 		delete(s.known, id)
+		s.ranges.leave(c)
 	}
 }
 
@@ -277,7 +283,7 @@ func (s *Service) row(id string) (control.Container, bool) {
 	if st.Status != monitor.StatusRunning {
 		row.Pid = 0
 	}
-	row.Network, row.Exposed = networkMode(c), c.Network.Exposed
+	row.Network, row.Exposed, row.IDs = networkMode(c), c.Network.Exposed, c.IDs
 	if monitor.Alive(s.dir(id)) {
 		row.Socket, row.Endpoint = c.Socket, s.Networks.Endpoint(id)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	fsmounts "github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
@@ -54,9 +55,13 @@ func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
 func (s *Service) unreserve(a *control.CreateArgs) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.known[a.ID] == nil && s.names[a.Name] == a.ID {
+	if s.known[a.ID] != nil {
+		return
+	}
+	if s.names[a.Name] == a.ID {
 		delete(s.names, a.Name)
 	}
+	delete(s.ranges.of, a.ID)
 }
 
 // Create makes a container and its monitor, which waits to be told to start
@@ -91,7 +96,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	}
 	done()
 	done = start.Phase("create")
-	c, warnings, err := s.configure(&a, image, rootfs)
+	c, warnings, err := s.configure(ctx, &a, image, rootfs)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +125,7 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	return &control.Created{ID: c.ID, Name: c.Name, Socket: c.Socket, Warnings: warnings}, nil
 }
 
-func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs control.Rootfs) (*monitor.Config, []string, error) {
+func (s *Service) configure(ctx context.Context, a *control.CreateArgs, image *images.Known, rootfs control.Rootfs) (*monitor.Config, []string, error) {
 	config, err := image.ImageConfig()
 	if err != nil {
 		return nil, nil, err
@@ -146,6 +151,13 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 	if err != nil {
 		return nil, nil, err
 	}
+	m, ids, err := s.users(ctx, a)
+	if err != nil {
+		return nil, nil, err
+	}
+	if m != nil {
+		mapUsers(sp, a, *m)
+	}
 	if err := devices(sp, a); err != nil {
 		return nil, nil, err
 	}
@@ -166,7 +178,7 @@ func (s *Service) configure(a *control.CreateArgs, image *images.Known, rootfs c
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
 		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs, Network: net,
-		Joins: joins, GroupAdd: a.GroupAdd, StopTimeout: a.StopTimeout,
+		Joins: joins, IDs: ids, GroupAdd: a.GroupAdd, StopTimeout: a.StopTimeout,
 	}, warnings, nil
 }
 
@@ -193,7 +205,7 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 			return err
 		}
 	}
-	if err := makeUpper(c.Rootfs.Upper, c.Rootfs.Lower[0]); err != nil {
+	if err := makeUpper(c.Rootfs.Upper, c.Rootfs.Lower[0], mapOf(c)); err != nil {
 		return err
 	}
 	if err := s.hostFiles(c, nil); err != nil {
@@ -210,8 +222,9 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 }
 
 // makeUpper makes the writable layer's root look like the image's: an overlay's
-// root has the attributes of its uppermost layer's.
-func makeUpper(upper, lower string) error {
+// root has the attributes of its uppermost layer's. With users of the container's own
+// that is as whom m shows it.
+func makeUpper(upper, lower string, m *fsmounts.IDMap) error {
 	if err := os.Mkdir(upper, 0o700); err != nil {
 		return err
 	}
@@ -220,6 +233,12 @@ func makeUpper(upper, lower string) error {
 		return err
 	}
 	uid, gid := owner(fi)
+	if m != nil {
+		u, g, ok := m.Shift(uint32(uid), uint32(gid))
+		if uid, gid = int(u), int(g); !ok { // nobody's: writing there is root's business
+			uid, gid = m.Root()
+		}
+	}
 	if err := os.Lchown(upper, uid, gid); err != nil {
 		return err
 	}

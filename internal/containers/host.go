@@ -142,13 +142,19 @@ func apply(s *specs.Spec, opts ...oci.SpecOpts) error {
 	return nil
 }
 
+// pingGroups is the sysctl that says which groups may ping, and allGroups its value for all.
+const (
+	pingGroups = "net.ipv4.ping_group_range"
+	allGroups  = "0 2147483647"
+)
+
 // sysctls are those asked for and, in a network namespace of its own, Docker's:
 // any user may listen at any port and ping (moby daemon/oci_linux.go, v28).
 func sysctls(s *specs.Spec, a *control.CreateArgs) error {
 	list := map[string]string{}
 	if a.Network == control.NetworkBridge || a.Network == control.NetworkNone {
 		list["net.ipv4.ip_unprivileged_port_start"] = "0"
-		list["net.ipv4.ping_group_range"] = "0 2147483647"
+		list[pingGroups] = allGroups
 	}
 	for name, value := range a.Sysctls {
 		dotted := strings.ReplaceAll(name, "/", ".")

@@ -52,9 +52,17 @@ func (s *Service) hostFiles(c *monitor.Config, e *control.Endpoint) error {
 	default:
 		f = files{hosts: hostsOf(c, e), hostname: []byte(c.Network.Hostname + "\n"), resolv: resolvOf(n, hostResolv(), e != nil && e.IPv6.IsValid())}
 	}
-	dir := s.dir(c.ID)
+	dir, m := s.dir(c.ID), mapOf(c)
 	for name, text := range map[string][]byte{hostsFile: f.hosts, hostnameFile: f.hostname, resolvFile: f.resolv} {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			return err
+		}
+		if m == nil {
+			continue
+		}
+		uid, gid := m.Root() // inside they are root's, as they are without users of its own
+		if err := os.Lchown(path, uid, gid); err != nil {
 			return err
 		}
 	}

@@ -231,19 +231,29 @@ func (s *Service) namespaces(ctx context.Context, c *monitor.Config) (list []mon
 			list = nil
 		}
 	}()
+	user, inner, err := s.userNamespace(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if user != nil {
+		list = append(list, monitor.Namespace{Kind: monitor.Users, File: user})
+	}
+	if inner != nil {
+		defer inner.Close()
+	}
 	var e *control.Endpoint
 	switch c.Network.Mode {
 	case control.NetworkBridge:
 		s.Networks.Release(c.ID, 0) // of an earlier start
 		var ns *os.File
-		if e, ns, err = s.attach(ctx, c); err != nil {
-			return nil, err
+		if e, ns, err = s.attach(ctx, c, inner); err != nil {
+			return list, err
 		}
 		list = append(list, monitor.Namespace{Kind: "network", File: ns})
 	case control.NetworkShared:
 		ns, err := s.namespaceOf(c.Network.Container, "net")
 		if err != nil {
-			return nil, fmt.Errorf("--network container: %w", err)
+			return list, fmt.Errorf("--network container: %w", err)
 		}
 		list = append(list, monitor.Namespace{Kind: "network", File: ns})
 	}
@@ -277,8 +287,8 @@ func closeNamespaces(list []monitor.Namespace) {
 
 // attach connects a container to the bridge. A port whose holder has ended a
 // moment ago, of which we are about to hear, is free.
-func (s *Service) attach(ctx context.Context, c *monitor.Config) (*control.Endpoint, *os.File, error) {
-	r := network.Request{ID: c.ID, Ports: c.Network.Ports, IPv4: c.Network.IPv4, IPv6: c.Network.IPv6, MAC: c.Network.MAC}
+func (s *Service) attach(ctx context.Context, c *monitor.Config, inner *os.File) (*control.Endpoint, *os.File, error) {
+	r := network.Request{ID: c.ID, Ports: c.Network.Ports, IPv4: c.Network.IPv4, IPv6: c.Network.IPv6, MAC: c.Network.MAC, Namespace: inner}
 	for {
 		e, ns, err := s.Networks.Attach(ctx, r)
 		taken, ok := errors.AsType[*network.TakenError](err)

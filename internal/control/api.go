@@ -506,7 +506,11 @@ type HostOptions struct {
 	ShmSize           int64             `json:",omitempty"` // bytes of /dev/shm
 	StopTimeout       *int              `json:",omitempty"` // seconds; negative: never SIGKILL
 	Sysctls           map[string]string `json:",omitempty"`
+	UserNS            string            `json:",omitempty"` // "host", or "auto" with options as internal/userns reads them; "": as the daemon is configured
 }
+
+// IDRange are users and groups of the host that one container has to itself: Size of each, from UID and from GID on.
+type IDRange struct{ UID, GID, Size uint32 }
 
 // Device is one --device. Access is of the letters r, w and m.
 type Device struct{ Host, Inside, Access string }
@@ -587,6 +591,7 @@ type Container struct {
 	Network   string    `json:",omitempty"` // its mode: "bridge", "host", "none" or "container:ID"
 	Endpoint  *Endpoint `json:",omitempty"` // its connection to the bridge, as long as it runs
 	Exposed   []Port    `json:",omitempty"` // ports that are said to be listened at
+	IDs       *IDRange  `json:",omitempty"` // of its user namespace; nil: it is in the host's
 }
 
 // RemoveContainerArgs names a container to remove; Force kills a running one.

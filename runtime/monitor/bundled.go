@@ -123,17 +123,26 @@ func (b *bundled) joined(linux *specs.Linux) *specs.Linux {
 	return &changed
 }
 
-// Prepare assembles the root file system.
+// Prepare assembles the root file system, unless the users are not there yet as whose
+// the image's files are to be shown.
 func (b *bundled) Prepare(cfg *Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.rootfs != nil || len(cfg.Rootfs.Lower) == 0 {
 		return nil
 	}
+	var users *os.File
+	if cfg.IDs != nil {
+		i := slices.IndexFunc(b.joins, func(n Namespace) bool { return n.Kind == Users })
+		if i < 0 {
+			return nil
+		}
+		users = b.joins[i].File
+	}
 	f, err := mounts.Overlay(mounts.Rootfs{
 		Lower: cfg.Rootfs.Lower, Data: cfg.Rootfs.Data,
 		Upper: cfg.Rootfs.Upper, Work: cfg.Rootfs.Work,
-		ReadOnly: cfg.Rootfs.ReadOnly, Volatile: cfg.Rootfs.Volatile,
+		ReadOnly: cfg.Rootfs.ReadOnly, Volatile: cfg.Rootfs.Volatile, Users: users,
 	})
 	if err != nil {
 		return fmt.Errorf("root file system: %w", err)
@@ -146,6 +155,9 @@ func (b *bundled) Prepare(cfg *Config) error {
 func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container, err error) {
 	if err := b.Prepare(cfg); err != nil {
 		return nil, err
+	}
+	if cfg.IDs != nil && b.root() == nil && len(cfg.Rootfs.Lower) > 0 {
+		return nil, errors.New("root file system: the container has users of its own, and was given no user namespace: start it by the daemon")
 	}
 	spec := *cfg.Spec
 	process := *spec.Process

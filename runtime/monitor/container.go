@@ -28,6 +28,9 @@ type Namespace struct {
 	File *os.File
 }
 
+// Users is the Kind of a user namespace. The owners of the image's files are shown by its mappings.
+const Users = "user"
+
 // SharedMemory is the Kind of a mount namespace whose /dev/shm the container gets.
 const SharedMemory = "shm"
 
