@@ -15,10 +15,10 @@ import (
 	"github.com/snapfs/snapfs/internal/network/networktest"
 )
 
-// networkMachine is a machine with a bridge of its own.
-func networkMachine(t *testing.T) *machine {
+// networkMachine is a machine with a bridge of its own. config are further tables.
+func networkMachine(t *testing.T, config ...string) *machine {
 	t.Helper()
-	m := startMachine(t, fmt.Sprintf("[network]\nbridge = 'sfb%d'", bridges.Add(1)))
+	m := startMachine(t, fmt.Sprintf("%s\n[network]\nbridge = 'sfb%d'", strings.Join(config, "\n"), bridges.Add(1)))
 	t.Cleanup(func() { // after a failure
 		for _, id := range strings.Fields(m.ok("ps", "-a", "-q")) {
 			m.ok("rm", "-f", id)
