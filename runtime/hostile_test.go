@@ -255,6 +255,69 @@ func TestNoDescriptors(t *testing.T) {
 	}
 }
 
+// TestProgramThroughDescriptor: what is open here until the program runs, directories
+// of the host among it, does not lead an image to a program of the host: not as
+// its own, nor as its interpreter or that of a script (CVE-2024-21626).
+func TestProgramThroughDescriptor(t *testing.T) {
+	needRoot(t)
+	outside := t.TempDir()
+	put(t, outside, "program", "#!/inside echo\n", 0o755) // it would run
+	host, err := unix.Open(outside, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(host)
+	high, err := dupHigh(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(high)
+	root := newRoot(t)
+	put(t, root, "works", "#!/inside echo\n", 0o755)
+	if out := runSpec(t, withArgs(newSpec(t, root), "/works")); out == "" {
+		t.Fatal("the program of the test says nothing")
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		if _, ok := errors.AsType[*ExecError](err); !ok {
+			t.Errorf("%s: %v, want that it cannot be executed", what, err)
+		}
+	}
+	running := begin(t, newSpec(t, root, "sleep"), options(t))
+	for _, init := range []bool{false, true} {
+		for _, fd := range []int{host, high} {
+			name := fmt.Sprintf("/proc/self/fd/%d/program", fd)
+			put(t, root, "script", "#!"+name+"\n", 0o755)
+			os.Remove(filepath.Join(root, "link"))
+			if err := os.Symlink(name, filepath.Join(root, "link")); err != nil {
+				t.Fatal(err)
+			}
+			for _, program := range []string{name, "/script", "/link"} {
+				o := options(t)
+				o.Init = init
+				_, err := tryBegin(t, withArgs(newSpec(t, root), program), o)
+				refused(fmt.Sprintf("start of %s, init %v", program, init), err)
+				if !init {
+					_, err := running.Exec(t.Context(), &specs.Process{Args: []string{program}, Cwd: "/"}, Files{})
+					refused("exec of "+program, err)
+				}
+			}
+		}
+	}
+	for fd := range 40 { // whatever we have open, and did not think of
+		for _, up := range []string{"", "/../../../../../../.."} {
+			program := fmt.Sprintf("/proc/self/fd/%d%s%s/program", fd, up, outside)
+			_, err := tryBegin(t, withArgs(newSpec(t, root), program), options(t))
+			refused("start of "+program, err)
+		}
+	}
+}
+
+func withArgs(s *specs.Spec, args ...string) *specs.Spec {
+	s.Process.Args = args
+	return s
+}
+
 // TestOverProc: nothing is mounted over parts of /proc, where labels and
 // sysctls are written (CVE-2019-16884, CVE-2025-52881).
 func TestOverProc(t *testing.T) {

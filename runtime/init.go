@@ -82,19 +82,13 @@ func openInit() (int, error) {
 	return dupHigh(low)
 }
 
-// execInit executes the program, to execute the container's.
-func (s *start) execInit() error {
-	file, err := openInit()
-	if err != nil {
-		return &StepError{"init", err}
-	}
-	s.fds.add(file)
+// execInit executes the program, which is in file, to execute the container's.
+func (s *start) execInit(file int) {
 	p, pr := s.prog, &s.proc
 	argv := append([]string{"snapfs-init"}, pr.candidates()...)
 	argv = append(append(argv, ""), pr.args...)
 	p.step = "exec init"
 	p.add(unix.SYS_EXECVEAT, uintptr(file), p.str(""), p.pointers(argv), p.pointers(pr.env), unix.AT_EMPTY_PATH)
-	return nil
 }
 
 // openReport makes the pipe that init reports through, and gives the child its end.

@@ -3,6 +3,7 @@ package runtime
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -177,11 +178,11 @@ func (p *program) rlimits(list []rlimit) {
 // identity sets user, groups and capabilities, and last the seccomp filter.
 // Without no_new_privs a filter needs CAP_SYS_ADMIN, which then goes with one
 // capset more, so that in either case the filter sees as little of ours as can
-// be. Descriptors from keep on are closed by the exec that follows.
+// be. Descriptors from keep on are closed, but for those of also.
 //
 // A child that is to be parked waits before its filter is installed, but for
 // one with a notifier: that is handed over by who creates the container.
-func (s *start) identity(own capState, f *seccomp.Filter, keep int, labels []label) {
+func (s *start) identity(own capState, f *seccomp.Filter, keep int, also []uintptr, labels []label) {
 	p, pr := s.prog, &s.proc
 	c := pr.caps.limit(own.permitted)
 	p.step = "drop the bounding set"
@@ -214,11 +215,17 @@ func (s *start) identity(own capState, f *seccomp.Filter, keep int, labels []lab
 		p.add(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
 	s.forkInside()
-	p.step = "close descriptors"
-	p.add(unix.SYS_CLOSE_RANGE, uintptr(keep), 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	p.step = "signal mask"
 	p.add(unix.SYS_RT_SIGPROCMASK, 2, value(p, uint64(0)), 0, 8)
 	p.writeLabels(labels)
+	p.step = "close descriptors"
+	if s.line != nil {
+		also = append(also, s.lineFD())
+	}
+	if s.park != nil {
+		also = append(also, uintptr(s.fifos[0]), uintptr(s.fifos[1]))
+	}
+	p.closeAllBut(uintptr(keep), also...)
 	if !s.notifies() {
 		s.wait()
 	}
@@ -239,6 +246,21 @@ func (s *start) identity(own capState, f *seccomp.Filter, keep int, labels []lab
 	if s.notifies() {
 		s.wait()
 	}
+}
+
+// closeAllBut closes the descriptors from a number on, but for some. It is not left to
+// execve: until that has read the program, names below /proc/self/fd lead to what
+// is open, directories of the host among it, and a program, its interpreter or
+// that of a script may be such a name (CVE-2024-21626).
+func (p *program) closeAllBut(from uintptr, keep ...uintptr) {
+	slices.Sort(keep)
+	for _, fd := range keep {
+		if from < fd {
+			p.add(unix.SYS_CLOSE_RANGE, from, fd-1, 0)
+		}
+		from = max(from, fd+1)
+	}
+	p.add(unix.SYS_CLOSE_RANGE, from, 1<<32-1, 0)
 }
 
 // forkInside makes the child that those in the container can see. It shares its maker's

@@ -73,16 +73,7 @@ func (s *start) waitForStart() {
 	p := s.prog
 	// It may wait for long, and holds nothing else of ours meanwhile: no lock, no directory.
 	p.step = "park"
-	keep := []uintptr{uintptr(s.fifos[0]), uintptr(s.fifos[1]), s.lineFD()}
-	slices.Sort(keep)
-	from := uintptr(3 + s.extra)
-	for _, fd := range keep {
-		if from < fd {
-			p.add(unix.SYS_CLOSE_RANGE, from, fd-1, 0)
-		}
-		from = fd + 1
-	}
-	p.add(unix.SYS_CLOSE_RANGE, from, 1<<32-1, 0)
+	p.closeAllBut(uintptr(3+s.extra), uintptr(s.fifos[0]), uintptr(s.fifos[1]), s.lineFD())
 	s.sync(msgParked)
 	p.step = "park"
 	p.add(unix.SYS_DUP3, uintptr(s.fifos[1]), s.lineFD(), unix.O_CLOEXEC)

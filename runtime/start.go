@@ -336,23 +336,27 @@ func (s *start) finishProcess(withInit bool) error {
 	labels := s.openLabels()
 	p.rlimits(pr.rlimits) // nothing is opened any more
 	keep := reportFD + s.extra
-	if withInit {
-		if s.extra > 0 {
-			return fmt.Errorf("descriptors besides the standard ones, with an init: %w", ErrUnsupported)
-		}
-		if err := s.openReport(); err != nil {
-			return err
-		}
-		keep++
-	}
-	s.identity(own, f, keep, labels)
-	if withInit {
-		err = s.execInit()
-	} else {
+	if !withInit {
+		s.identity(own, f, keep, nil, labels)
 		p.exec(pr)
+		p.link()
+		return nil
 	}
+	if s.extra > 0 {
+		return fmt.Errorf("descriptors besides the standard ones, with an init: %w", ErrUnsupported)
+	}
+	if err := s.openReport(); err != nil {
+		return err
+	}
+	file, err := openInit()
+	if err != nil {
+		return &StepError{"init", err}
+	}
+	s.fds.add(file)
+	s.identity(own, f, keep+1, []uintptr{uintptr(file)}, labels)
+	s.execInit(file)
 	p.link()
-	return err
+	return nil
 }
 
 // ownProcfs is a procfs that we made, so that nothing in it is somebody's fake
