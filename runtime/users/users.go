@@ -83,35 +83,53 @@ func LookupGroups(root int, names []string) ([]uint32, error) {
 }
 
 // open opens a file of the container for reading; one that is missing is empty.
-func open(root int, name string) (io.ReadCloser, error) {
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY, // a FIFO must not hold us
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	// What is opened may be a device, whose opening may do something: look first.
-	look := how
-	look.Flags = unix.O_PATH | unix.O_CLOEXEC
-	fd, err := openat2(root, name, &look)
+//
+// What is there may be a device or a file of procfs, whose opening does something,
+// or may become one while we look: a container can run, make nodes, and exchange
+// names. So what has been looked at is what is opened, and not what its name
+// means a moment later.
+func open(root int, name string) (_ io.ReadCloser, err error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := openat2(root, name, &how)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return io.NopCloser(strings.NewReader("")), nil
 	}
+	if err == nil {
+		defer unix.Close(fd)
+		err = checkFile(fd)
+	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	defer unix.Close(fd)
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.Unwrap(err)}
+	}
+	return f, nil
+}
+
+// checkFile accepts a regular file of a file system that keeps files: those of
+// procfs, sysfs and cgroups are the kernel's, and to read one may change something.
+func checkFile(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+		return errNoFile
 	}
-	again, err := openat2(root, name, &how)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	var of unix.Statfs_t
+	if err := unix.Fstatfs(fd, &of); err != nil {
+		return err
 	}
-	return os.NewFile(uintptr(again), name), nil
+	switch of.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+		return errNoFile
+	}
+	return nil
 }
+
+var errNoFile = errors.New("not a regular file")
 
 func openat2(root int, name string, how *unix.OpenHow) (int, error) {
 	for range 16 { // EAGAIN: a rename elsewhere raced with "..", openat2(2)

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -110,6 +111,64 @@ func TestLookup(t *testing.T) {
 		if u, err := Lookup(fd, "42"); (err == nil) != c.ok || err == nil && u.UID != 42 {
 			t.Errorf("%s: Lookup(42) = %+v, %v, want success %v", what, u, err, c.ok)
 		}
+	}
+}
+
+// TestLookupSwapped: a container exchanges its /etc/passwd for something else
+// while a user is looked up. What would be opened is a device of the host's, as
+// whoever looks is not in the container's cgroup; here it is a FIFO, which has no users.
+func TestLookupSwapped(t *testing.T) {
+	root := t.TempDir()
+	etc := filepath.Join(root, "etc")
+	err := errors.Join(os.Mkdir(etc, 0o755), os.WriteFile(filepath.Join(etc, "passwd"), []byte(passwd), 0o644), unix.Mkfifo(filepath.Join(etc, "other"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	stop := make(chan struct{})
+	var swapping sync.WaitGroup
+	defer swapping.Wait()
+	defer close(stop)
+	swapping.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				unix.Renameat2(unix.AT_FDCWD, filepath.Join(etc, "passwd"), unix.AT_FDCWD, filepath.Join(etc, "other"), unix.RENAME_EXCHANGE)
+			}
+		}
+	})
+	found, refused := 0, 0
+	for n := 0; n < 20000 || (found == 0 || refused == 0) && n < 1e6; n++ {
+		_, err := Lookup(fd, "ann")
+		switch {
+		case err == nil:
+			found++
+		case errors.Is(err, errNoFile):
+			refused++
+		default:
+			t.Fatalf("Lookup opened what it had not looked at: %v", err)
+		}
+	}
+	if found == 0 || refused == 0 {
+		t.Errorf("found %d times, refused %d times: nothing was exchanged meanwhile", found, refused)
+	}
+}
+
+// TestLookupInProc: what the kernel makes up is no list of users.
+func TestLookupInProc(t *testing.T) {
+	fd, err := unix.Open("/proc/self", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := open(fd, "status"); !errors.Is(err, errNoFile) {
+		t.Errorf("open of a file of procfs: %v", err)
 	}
 }
 
