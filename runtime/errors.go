@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,8 +24,11 @@ type ExecError struct {
 }
 
 func (e *ExecError) Error() string {
-	if errors.Is(e.Err, unix.ENOENT) {
+	switch {
+	case errors.Is(e.Err, unix.ENOENT):
 		return fmt.Sprintf("exec %s: not found in the container, or its interpreter is not", e.Name)
+	case errors.Is(e.Err, unix.E2BIG):
+		return fmt.Sprintf("exec %s: %v: it and its environment are longer than the kernel takes", e.Name, e.Err)
 	}
 	return fmt.Sprintf("exec %s: %v", e.Name, e.Err)
 }
@@ -41,13 +45,27 @@ func (e *ExecError) ExitCode() int {
 
 // explain adds to an error of the kernel what it usually means.
 func explain(step string, err unix.Errno) error {
-	for _, h := range []struct{ prefix, hint string }{
-		{"RLIMIT_", "raising a limit needs CAP_SYS_RESOURCE"},
-		{"oom_score_adj", "lowering it needs CAP_SYS_RESOURCE"},
-		{"chdir", "it must be a directory inside of the container"},
-		{"pivot_root", "is the root of the host a mount point of its own, and no initramfs?"},
+	for _, h := range []struct {
+		prefix string
+		err    unix.Errno // 0 is any
+		hint   string
+	}{
+		{"RLIMIT_NOFILE", unix.EPERM, "raising a limit needs CAP_SYS_RESOURCE, and none is above the sysctl fs.nr_open"},
+		{"RLIMIT_", 0, "raising a limit needs CAP_SYS_RESOURCE"},
+		{"oom_score_adj", 0, "lowering it needs CAP_SYS_RESOURCE"},
+		{"chdir", 0, "it must be a directory inside of the container"},
+		{"pivot_root", 0, "is the root of the host a mount point of its own, and no initramfs?"},
+		{"clone3", unix.EAGAIN, "the container's limit of processes is reached, or the machine's: pids.max, ulimit -u, the sysctl kernel.pid_max"},
+		{"clone3", unix.ENOSPC, "the limit of namespaces is reached: the sysctls user.max_*_namespaces"},
+		{"clone3", unix.ENOMEM, "there is no memory left, or the pid namespace has ended"},
+		{"clone3", unix.EBUSY, "the cgroup hands controllers on, or is frozen"},
+		{"clone3", unix.ENODEV, "the cgroup has been removed"},
+		{"join the cgroup", unix.ENODEV, "the cgroup has been removed"},
+		{"sysctl", unix.ENOENT, "this kernel has none of that name, or not for each container"},
+		{"sysctl", unix.EINVAL, "it does not take that value"},
+		{"mount", unix.ENOSPC, "the limit of mounts is reached: the sysctl fs.mount-max"},
 	} {
-		if len(step) >= len(h.prefix) && step[:len(h.prefix)] == h.prefix {
+		if strings.HasPrefix(step, h.prefix) && (h.err == 0 || h.err == err) {
 			return &StepError{step, fmt.Errorf("%w (%s)", err, h.hint)}
 		}
 	}

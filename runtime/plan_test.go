@@ -275,6 +275,38 @@ func FuzzSpec(f *testing.F) {
 	})
 }
 
+// FuzzMount: options of a mount are attributes, propagation or parameters, and a
+// bind mount takes no parameters.
+func FuzzMount(f *testing.F) {
+	f.Add("/a", "tmpfs", "", "rro,size=1,mode=700,nosuid")
+	f.Add("a/../b", "", "/host", "rbind,rshared,noatime")
+	f.Add("/proc/self", "bind", "/x", "")
+	f.Fuzz(func(t *testing.T, dest, kind, source, options string) {
+		list := strings.Split(options, ",")
+		m, err := planMount(specs.Mount{Destination: dest, Type: kind, Source: source, Options: list})
+		if err != nil {
+			return
+		}
+		if m.kind == "" || !path.IsAbs(m.dest) || path.Clean(m.dest) != m.dest || m.dest == "/" || strings.ContainsRune(m.dest, 0) {
+			t.Errorf("mount %+v", m)
+		}
+		if m.kind == "bind" && (len(m.params) > 0 || !path.IsAbs(m.source) || m.propagation == 0) {
+			t.Errorf("bind mount %+v", m)
+		}
+		if strings.HasPrefix(m.dest, "/proc/") && !slices.Contains(procFiles, strings.TrimPrefix(m.dest, "/proc/")) {
+			t.Errorf("mount on %s", m.dest)
+		}
+		if m.set&m.clear&^unix.MOUNT_ATTR__ATIME != 0 || m.setRec&m.clearRec&^unix.MOUNT_ATTR__ATIME != 0 {
+			t.Errorf("options %q both set and clear: %+v", options, m)
+		}
+		for _, p := range m.params {
+			if p == "" || strings.ContainsRune(p, 0) {
+				t.Errorf("parameter %q", p)
+			}
+		}
+	})
+}
+
 // TestWalk has the corners of finding a place.
 func TestWalk(t *testing.T) {
 	root, other := t.TempDir(), t.TempDir()

@@ -103,7 +103,7 @@ func (s *start) fork(args *cloneArgs, out *outcome) (int, error) {
 		return 0, err
 	}
 	if pid < 0 {
-		return 0, &StepError{"clone3", unix.Errno(-pid)}
+		return 0, explain("clone3", unix.Errno(-pid))
 	}
 	return pid, nil
 }
