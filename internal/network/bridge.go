@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -61,7 +60,7 @@ func (s *Service) open() error {
 	}
 	mtu := s.mtuOf()
 	if bridge == nil {
-		if bridge, err = s.makeBridge(mtu); err != nil {
+		if bridge, err = s.makeBridge(mtu, subnet4); err != nil {
 			return err
 		}
 	}
@@ -109,6 +108,7 @@ func (s *Service) open() error {
 		return old.close()
 	}
 	s.attend(func() { s.watch(s.base) })
+	s.attend(func() { s.watchBridge(s.base) })
 	return nil
 }
 
@@ -142,13 +142,13 @@ func (s *Service) findBridge() (netlink.Link, error) {
 	return l, nil
 }
 
-func (s *Service) makeBridge(mtu int) (netlink.Link, error) {
-	mac := make(net.HardwareAddr, 6)
-	rand.Read(mac) //nolint:errcheck // it never fails
-	mac[0] = mac[0]&^1 | 2
+// makeBridge makes the bridge. Its hardware address is made of its IPv4 address, as those of
+// containers are: one that is made anew is still known to those that run.
+func (s *Service) makeBridge(mtu int, subnet netip.Prefix) (netlink.Link, error) {
+	mac := hardware(newPool(subnet).gateway())
 	snooping := false // there is nobody to ask who listens
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Alias = s.Bridge, mtu, mac, s.alias()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Alias = s.Bridge, mtu, mac[:], s.alias()
 	if err := s.h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,8 @@ package network
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -135,6 +137,20 @@ func TestUniqueLocal(t *testing.T) {
 	if a == b || CheckSubnet(a) != nil || a.Addr().As16()[0] != 0xfd || a.Bits() != 64 {
 		t.Errorf("%v, %v", a, b)
 	}
+}
+
+// FuzzRecord: a record of a connection that a daemon reads has what it needs to release it.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"ID":"a","Link":"svx","MAC":"02:00:00:00:00:01","IPv4":"10.0.0.2/16","Ports":[{"Host":1}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "a.json")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := readRecord(path, "a"); err == nil && (e.ID != "a" || !e.IPv4.IsValid() || e.Link == "") {
+			t.Errorf("%q is %+v", b, e)
+		}
+	})
 }
 
 func TestNames(t *testing.T) {

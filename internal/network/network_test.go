@@ -920,10 +920,52 @@ func TestFlushed(t *testing.T) {
 	}
 }
 
+// TestBridgeRemoved: containers that run have their network again when somebody removes
+// the bridge, and not only when the next one starts. One that nobody needs stays away.
+func TestBridgeRemoved(t *testing.T) {
+	s := newStand(t)
+	a, b := s.attach(1, tcp(8080, 80)), s.attach(2)
+	a.serve(t, "a", "tcp", 80)
+	remove := func() {
+		l, err := netlink.LinkByName(s.o.Bridge)
+		must(t, err)
+		must(t, netlink.LinkDel(l))
+	}
+	remove()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		text, err := networktest.Ask("tcp", "127.0.0.1:8080")
+		if answers(text, err, "a") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the bridge does not come back: %q, %v", text, err)
+		}
+	}
+	if text, err := b.ask("tcp", join(a.IPv4.Addr(), 80)); !answers(text, err, "a") {
+		t.Errorf("another container: %q, %v", text, err)
+	}
+	s.Release(id(1), 0)
+	s.Release(id(2), 0)
+	remove()
+	if !s.bridgeGone() && s.bridgeInUse() != 0 {
+		t.Error("a bridge without containers is in use")
+	}
+	s.attach(3)
+}
+
 func FuzzTableDeleted(f *testing.F) {
 	f.Add([]byte{20, 0, 0, 0, unix.NFT_MSG_DELTABLE, unix.NFNL_SUBSYS_NFTABLES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Add(make([]byte, 40))
-	f.Fuzz(func(t *testing.T, b []byte) { tableDeleted(b) })
+	f.Add([]byte{32, 0, 0, 0, unix.RTM_DELLINK, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		tableDeleted(b)
+		if linkDeleted(b, 7) && len(b) < unix.NLMSG_HDRLEN+unix.SizeofIfInfomsg {
+			t.Errorf("%v is about a link", b)
+		}
+		if linkDeleted(b, 0) {
+			t.Errorf("%v is about no link", b)
+		}
+	})
 }
 
 // TestSmallSubnet: when all addresses are given out, one that is only waiting for its link is free.
