@@ -95,14 +95,25 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 				u.Close()
 			}
 			return ctx.Err()
-		case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE):
-			time.Sleep(10 * time.Millisecond) // descriptors come back as requests end
+		case passing(err):
+			time.Sleep(10 * time.Millisecond) // descriptors and memory come back as requests end
 			continue
 		case err != nil:
 			return err
 		}
 		handlers.Go(func() { s.serve(ctx, NewConn(u)) })
 	}
+}
+
+// passing says of an error of accept4(2) that it is one of this moment: a monitor
+// that took it for the end would end its container.
+func passing(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ECONNABORTED, unix.EINTR, unix.EPERM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Server) serve(ctx context.Context, c *Conn) {
