@@ -84,6 +84,8 @@ type Event struct {
 	Started bool   `json:",omitempty"`
 	Pid     int    `json:",omitempty"` // with Started, of the process
 	Broken  string `json:",omitempty"` // "stdout" or "stderr" takes no more output
+	// Errno says why, with Broken; 0, of a monitor that does not tell, is EPIPE.
+	Errno unix.Errno `json:",omitempty"`
 }
 
 // Input is a frame that the client of an attach or exec may send.

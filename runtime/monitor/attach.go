@@ -68,13 +68,22 @@ func (s *session) sink(f *os.File, o *output, name string) error {
 	if o == nil {
 		return f.Close()
 	}
-	k, err := newSink(f, func() { s.r.Event(Event{Broken: name}) })
+	k, err := newSink(f, func(err error) { s.r.Event(Event{Broken: name, Errno: brokenBy(err)}) })
 	if err != nil {
 		return err
 	}
 	s.sinks[k] = o
 	o.add(k)
 	return nil
+}
+
+// brokenBy says why a client's descriptor takes no more; a terminal that was hung
+// up is as good as a pipe that nobody reads.
+func brokenBy(err error) unix.Errno {
+	if n, ok := errors.AsType[unix.Errno](err); ok && n != unix.EIO {
+		return n
+	}
+	return unix.EPIPE
 }
 
 // listen handles the client's further frames until it hangs up. When the

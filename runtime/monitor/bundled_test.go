@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
 // inside is the path of the program of testdata/inside, built once.
@@ -175,6 +176,28 @@ func TestRealCommandMissing(t *testing.T) {
 	c := h.attach(AttachArgs{Start: true}, s)
 	if _, err := c.Wait(t.Context(), nil); !isCode(err, CodeNoCommand) {
 		t.Errorf("Wait: %v, want %s", err, CodeNoCommand)
+	}
+	if err := h.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRealFrozenByOthers: a container that somebody else has frozen can be stopped all the same.
+func TestRealFrozenByOthers(t *testing.T) {
+	h := holdReal(t, nil, "wait")
+	h.call(OpStart, nil, nil)
+	g, err := cgroups.Open(h.cfg.CgroupParent + "/" + h.cfg.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
+	if err := g.Freeze(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	var exit Exit
+	h.call(OpStop, StopArgs{Timeout: 0}, &exit)
+	if exit.Signal != "SIGKILL" {
+		t.Errorf("exit = %+v", exit)
 	}
 	if err := h.end(); err != nil {
 		t.Error(err)

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,7 +27,7 @@ type Attached struct {
 	conn   *control.Conn
 	feed   *os.File // the end of the pipe that stdin is copied to
 	stdin  io.Reader
-	broken string
+	broken *BrokenError
 }
 
 // Attach connects io to the container whose monitor listens at socket.
@@ -88,7 +89,7 @@ func (a *Attached) Wait(ctx context.Context, started func(Event)) (Exit, error) 
 			return
 		}
 		if e.Broken != "" {
-			a.broken = e.Broken
+			a.broken = &BrokenError{Stream: e.Broken, Errno: cmp.Or(e.Errno, unix.EPIPE)}
 			a.conn.CloseRead()
 			return
 		}
@@ -104,8 +105,8 @@ func (a *Attached) Wait(ctx context.Context, started func(Event)) (Exit, error) 
 		return exit, nil
 	case ctx.Err() != nil:
 		return exit, ctx.Err()
-	case a.broken != "":
-		return exit, &BrokenError{Stream: a.broken}
+	case a.broken != nil:
+		return exit, a.broken
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return exit, ErrLost
 	}
@@ -116,12 +117,15 @@ func (a *Attached) Wait(ctx context.Context, started func(Event)) (Exit, error) 
 var ErrLost = errors.New("the container's monitor has gone")
 
 // A BrokenError says that one of the client's own descriptors takes no more output.
-type BrokenError struct{ Stream string }
+type BrokenError struct {
+	Stream string     // "stdout" or "stderr"
+	Errno  unix.Errno // EPIPE: nobody reads it any more
+}
 
-func (e *BrokenError) Error() string { return e.Stream + ": broken pipe" }
+func (e *BrokenError) Error() string { return e.Stream + ": " + e.Errno.Error() }
 
-// Unwrap makes it an EPIPE.
-func (e *BrokenError) Unwrap() error { return unix.EPIPE }
+// Unwrap returns the Errno.
+func (e *BrokenError) Unwrap() error { return e.Errno }
 
 // copyInput is left behind in a Read of a terminal when the process has ended.
 func (a *Attached) copyInput() {

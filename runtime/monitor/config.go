@@ -142,6 +142,25 @@ func writeJSON(dir, name string, v any, sync bool) (err error) {
 	return syncDir(dir)
 }
 
+// overwrite writes v over what dir/name has, which needs no room on a full disk
+// as long as it fits into the blocks that the file has. Cut off in the middle it
+// leaves a file that cannot be decoded.
+func overwrite(dir, name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Truncate(int64(len(b)) + 1)
+	}
+	return errors.Join(err, f.Close())
+}
+
 func syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

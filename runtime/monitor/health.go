@@ -68,6 +68,9 @@ func healthArgs(test []string) ([]string, error) {
 // counting. Besides, until the first run that Docker would make (30 s after the
 // start, by default) it is run early, after 1, 2, 4, … s, to learn soon that the
 // container is ready; that it then fails counts for nothing.
+//
+// Invariant: all of its times have a reading of the monotonic clock, so that a
+// step of the machine's clock neither stops the checks nor hurries them.
 type health struct {
 	control.Healthcheck
 	args    []string
@@ -125,7 +128,9 @@ func (h *health) skip(now time.Time) { h.last, h.ran = now, now }
 
 // add counts a run.
 func (h *health) add(r control.HealthResult, scheduled bool) {
-	h.Log = append(slices.Clone(h.Log), r) // the old one is in the state
+	logged := r
+	logged.Start, logged.End = r.Start.UTC(), r.End.UTC()
+	h.Log = append(slices.Clone(h.Log), logged) // the old one is in the state
 	if n := len(h.Log) - maxHealthLog; n > 0 {
 		h.Log = h.Log[n:]
 	}
@@ -169,7 +174,7 @@ func (m *Monitor) checkHealth(ctx context.Context, c Container, h *health) {
 		course := h.Health
 		m.update(func(s *State) bool { s.Health = &course; return true })
 		if h.Status == HealthHealthy && m.ready.health {
-			m.becameReady(ReadyByHealth, r.End)
+			m.becameReady(ReadyByHealth, r.End.UTC())
 		}
 	}
 }
@@ -177,8 +182,8 @@ func (m *Monitor) checkHealth(ctx context.Context, c Container, h *health) {
 // probe runs the check once. It waits for the program's end, which after the
 // timeout is by SIGKILL, so that no two are there at a time.
 func (m *Monitor) probe(ctx context.Context, c Container, h *health) (r control.HealthResult) {
-	r.Start = now()
-	defer func() { r.End = now() }()
+	r.Start = time.Now() // with the monotonic clock's reading: next counts from it
+	defer func() { r.End = time.Now() }()
 	ctx, cancel := context.WithTimeoutCause(ctx, h.Timeout, errTooSlow)
 	defer cancel()
 	code, out, err := m.runProbe(ctx, c, h.args)

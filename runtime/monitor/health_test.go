@@ -91,6 +91,22 @@ func TestHealthSchedule(t *testing.T) {
 	}
 }
 
+// TestHealthClock: what the next run is counted from does not move with the machine's clock.
+func TestHealthClock(t *testing.T) {
+	h := hold(t, sh("sleep 1000"), nil)
+	h.call(OpStart, nil, nil)
+	m := &Monitor{cfg: h.cfg}
+	check, err := newHealth(*fast("exit 1"), time.Now(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := m.probe(t.Context(), h.runner.started(), check)
+	check.add(r, true)
+	if at, _ := check.next(time.Now()); at == at.Round(0) {
+		t.Errorf("the next run is at %v: without a reading of the monotonic clock", at)
+	}
+}
+
 // fast is a health check that is soon over.
 func fast(script string) *control.Healthcheck {
 	return &control.Healthcheck{Test: []string{"CMD-SHELL", script}, Interval: minInterval, Timeout: time.Minute, Retries: 2}

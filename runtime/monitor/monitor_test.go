@@ -286,6 +286,26 @@ func TestBrokenOutputIsReported(t *testing.T) {
 	h.call(OpKill, KillArgs{}, nil)
 }
 
+// TestFullOutputIsReported: who has no room for the output is told so, and not that a pipe is broken.
+func TestFullOutputIsReported(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	h := hold(t, sh("while echo y; do :; done"), nil)
+	c, err := Attach(t.Context(), h.cfg.Socket, AttachArgs{Start: true}, IO{Stdout: full})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.Wait(t.Context(), nil)
+	if broken, ok := errors.AsType[*BrokenError](err); !ok || broken.Stream != "stdout" || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Wait: %v, want that there is no room", err)
+	}
+	h.call(OpKill, KillArgs{}, nil)
+}
+
 func TestTerminal(t *testing.T) {
 	h := hold(t, sh("stty size; trap 'stty size; exit 0' WINCH; echo ready; while :; do read x; done"), func(c *Config) { c.TTY = true })
 	s := newStreams(t, true)
@@ -400,6 +420,19 @@ func TestTop(t *testing.T) {
 	init := h.runner.started().init.Pid()
 	if len(list) != 2 || list[0].Pid != init || list[0].PPid != os.Getpid() || list[1].PPid != init || list[0].Args[1] != "2000" || list[1].Args[1] != "1000" {
 		t.Errorf("top = %+v", list)
+	}
+}
+
+// TestTopIsBounded: a command line may have megabytes, and a monitor's memory is the host's.
+func TestTopIsBounded(t *testing.T) {
+	h := hold(t, sh("sleep 1000; : "+strings.Repeat("x", 100_000)), nil)
+	h.call(OpStart, nil, nil)
+	var list []Proc
+	for len(list) < 2 {
+		h.call(OpTop, nil, &list)
+	}
+	if n := len(strings.Join(list[0].Args, " ")); n > maxCommand || n < maxCommand/2 {
+		t.Errorf("a command line of %d bytes, want at most %d", n, maxCommand)
 	}
 }
 

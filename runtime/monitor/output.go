@@ -53,7 +53,7 @@ func (o *output) write(p []byte) {
 	for _, s := range sinks {
 		if _, err := s.Write(p); err != nil {
 			o.remove(s)
-			s.broken()
+			s.broken(err)
 		}
 	}
 }
@@ -138,7 +138,7 @@ const maxDrain = 1 << 20
 type sink struct {
 	f      *os.File
 	socket bool
-	broken func() // called once, when a write has failed
+	broken func(error) // called once, when a write has failed
 
 	mu     sync.Mutex
 	closed bool
@@ -146,7 +146,7 @@ type sink struct {
 
 // newSink takes over f. A pipe or terminal is opened anew, non-blocking, so
 // that Close wakes a Write that waits for a slow reader.
-func newSink(f *os.File, broken func()) (*sink, error) {
+func newSink(f *os.File, broken func(error)) (*sink, error) {
 	s := &sink{f: f, broken: broken}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {

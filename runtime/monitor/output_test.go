@@ -26,7 +26,7 @@ func TestSinks(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer unix.Close(keep)
-			s, err := newSink(f, func() {})
+			s, err := newSink(f, func(error) {})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +76,7 @@ func TestSinkIntoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.WriteString("head ")
-	s, err := newSink(f, func() {})
+	s, err := newSink(f, func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}

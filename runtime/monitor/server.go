@@ -141,8 +141,14 @@ func (m *Monitor) signal(n unix.Signal) error {
 	if err := c.Init().Signal(n); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	if n == unix.SIGKILL && m.snapshot().Paused {
+	if n != unix.SIGKILL {
+		return nil
+	}
+	if m.snapshot().Paused {
 		return m.pause(false)
+	}
+	if err := c.Resume(); err != nil && !m.isDone() { // somebody else may have frozen its cgroup
+		m.log.Warn("thaw a killed container", "err", err)
 	}
 	return nil
 }

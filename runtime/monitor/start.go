@@ -33,7 +33,7 @@ func (m *Monitor) begun(ctx context.Context) error {
 	}
 	var check *health
 	if m.cfg.Health != nil {
-		if check, err = newHealth(*m.cfg.Health, s.Started, m.ready.health); err != nil {
+		if check, err = newHealth(*m.cfg.Health, time.Now(), m.ready.health); err != nil {
 			m.log.Error("health check", "err", err) // the configuration was checked
 		} else {
 			course := check.Health

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +69,17 @@ func decodeState(b []byte) State {
 	return State{Status: StatusDead, ExitCode: 255, Error: fmt.Sprintf("the recorded state is damaged: status %q", s.Status)}
 }
 
-func (s State) save(dir string, sync bool) error { return writeJSON(dir, StateFile, s, sync) }
+// save records s. On a full disk it goes where the last one is: what the
+// container does is to be known also then.
+func (s State) save(dir string, sync bool) error {
+	err := writeJSON(dir, StateFile, s, sync)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		if overwrite(dir, StateFile, s) == nil {
+			return nil
+		}
+	}
+	return err
+}
 
 // lock takes the lock on the file at path, and waits for it.
 func lock(path string) (*os.File, error) {
@@ -157,10 +168,18 @@ func startTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')')+1:]), " ")
-	fields := strings.Fields(rest) // from field 3, the state
-	if !ok || len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat: malformed", pid)
+	start, err := parseStartTime(b)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	}
+	return start, nil
+}
+
+// parseStartTime reads a line as parseStat does.
+func parseStartTime(b []byte) (uint64, error) {
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // from field 3, the state
+	if len(fields) < 20 {
+		return 0, errMalformed
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
 }

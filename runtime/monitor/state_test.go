@@ -139,3 +139,48 @@ func TestSaveLeavesNothingBehind(t *testing.T) {
 		t.Errorf("Save into nothing: %v", err)
 	}
 }
+
+// TestFullDisk: how a container ended is recorded although there is no room for a new file.
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it mounts a small file system")
+	}
+	mnt := t.TempDir()
+	if err := unix.Mount("tmpfs", mnt, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mnt, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	h := prepare(t, sh("read x; exit 3"), func(c *Config) { c.OpenStdin = true })
+	full := filepath.Join(mnt, "c")
+	if err := errors.Join(os.Mkdir(full, 0o700), h.cfg.Save(full)); err != nil {
+		t.Fatal(err)
+	}
+	h.dir = full
+	h.start()
+	fill, err := os.Create(filepath.Join(mnt, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	for err == nil {
+		_, err = fill.Write(make([]byte, 4096))
+	}
+	h.call(OpStart, nil, nil)
+	s := newStreams(t, true)
+	c := h.attach(AttachArgs{CloseStdin: true}, s)
+	if st := h.state(); st.Status != StatusRunning || st.Pid == 0 {
+		t.Errorf("state = %+v, want it running", st)
+	}
+	s.in.Close()
+	if exit, err := c.Wait(t.Context(), nil); err != nil || exit.Code != 3 {
+		t.Errorf("Wait = %+v, %v", exit, err)
+	}
+	h.end()
+	if st := h.state(); st.Status != StatusExited || st.ExitCode != 3 {
+		t.Errorf("state = %+v, want exit status 3", st)
+	}
+}
