@@ -101,12 +101,18 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	}
 	s.base, s.cancel = context.WithCancel(ctx)
 	defer s.followers.Go(s.reconcileNetworks)
+	var dead []*monitor.Config
+	defer s.followers.Go(func() { s.sweep(dead...) })
 	for _, e := range entries {
 		id := e.Name()
 		c, err := monitor.LoadConfig(s.dir(id))
-		if err != nil { // died between making the directory and filling it
+		switch {
+		case err != nil && s.unfinished(id): // died between making the directory and filling it
 			s.Log.Warn("container dropped: it was never finished", "container", id, "err", err)
 			s.erase(id)
+			continue
+		case err != nil:
+			s.Log.Error("container cannot be read: it is left where it is", "dir", s.dir(id), "err", err)
 			continue
 		}
 		s.mu.Lock()
@@ -115,9 +121,18 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		s.mu.Unlock()
 		if s.reconcile(id, c); monitor.Alive(s.dir(id)) {
 			s.follow(c)
+		} else {
+			dead = append(dead, c)
 		}
 	}
 	return s, nil
+}
+
+// unfinished says of a container whose configuration cannot be read that there
+// is none, or that it never reached the disk, as after a power cut.
+func (s *Service) unfinished(id string) bool {
+	fi, err := os.Stat(filepath.Join(s.dir(id), monitor.ConfigFile))
+	return errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0
 }
 
 // reconcile ends what is left of a container whose monitor was killed.
@@ -142,7 +157,7 @@ func (s *Service) reconcile(id string, c *monitor.Config) monitor.State {
 	os.RemoveAll(s.runDir(id))
 	if before.Status == monitor.StatusRunning {
 		s.Log.Warn("container ended: its monitor was killed", "container", id)
-		if err := removeCgroup(c.Spec.Linux.CgroupsPath); err != nil {
+		if err := removeCgroup(c); err != nil {
 			s.Log.Warn("cgroup", "container", id, "err", err)
 		}
 	}
@@ -153,15 +168,35 @@ func (s *Service) reconcile(id string, c *monitor.Config) monitor.State {
 	return st
 }
 
-// removeCgroup takes away the cgroup of a container whose processes were killed.
-func removeCgroup(path string) error {
-	g, err := cgroups.Create(path, nil) // takes over the one that was left
+// removeCgroup kills what is in a container's cgroup and takes that away, if it is there.
+func removeCgroup(c *monitor.Config) error {
+	if c.Spec == nil || c.Spec.Linux == nil || c.Spec.Linux.CgroupsPath == "" {
+		return nil // a damaged configuration
+	}
+	g, err := cgroups.Open(c.Spec.Linux.CgroupsPath)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
 	return errors.Join(g.Kill(), g.Remove(ctx))
+}
+
+// sweep ends what is left of containers that have no monitor. One that was killed
+// in the middle of a start has recorded no process, but may have made one.
+func (s *Service) sweep(list ...*monitor.Config) {
+	for _, c := range list {
+		done, err := s.only(s.base, c.ID)
+		if err != nil {
+			return
+		}
+		if !s.inUse(c.ID) {
+			if err := removeCgroup(c); err != nil {
+				s.Log.Warn("cgroup", "container", c.ID, "err", err)
+			}
+		}
+		done()
+	}
 }
 
 func (s *Service) dir(id string) string { return filepath.Join(s.Root, "containers", id) }
@@ -301,14 +336,38 @@ func (s *Service) List(all bool) []control.Container {
 	rows := []control.Container{}
 	for _, id := range ids {
 		if row, ok := s.row(id); ok && (all || row.Pid != 0) {
-			if row.Health != nil {
-				row.Health = &control.Health{Status: row.Health.Status, FailingStreak: row.Health.FailingStreak}
-			}
+			brief(&row)
 			rows = append(rows, row)
 		}
 	}
 	slices.SortFunc(rows, func(a, b control.Container) int { return b.Created.Compare(a.Created) })
 	return rows
+}
+
+// Bounds of what a row of a list repeats of an image: all rows have to fit into
+// one frame, and one container must not keep the others from being listed.
+const (
+	briefText  = 1 << 10 // bytes of a command line, or an error
+	briefPorts = 64
+)
+
+// brief leaves out of a row what only Resolve and Inspect tell.
+func brief(row *control.Container) {
+	if row.Health != nil {
+		row.Health = &control.Health{Status: row.Health.Status, FailingStreak: row.Health.FailingStreak}
+	}
+	room := briefText
+	for i, arg := range row.Command {
+		if len(arg) > room {
+			row.Command = append(slices.Clone(row.Command[:i]), arg[:room]+"…")
+			break
+		}
+		room -= len(arg) + 1
+	}
+	if len(row.Error) > briefText {
+		row.Error = row.Error[:briefText] + "…"
+	}
+	row.Exposed = row.Exposed[:min(len(row.Exposed), briefPorts)]
 }
 
 // Manifest is the digest of the manifest of a container's image.

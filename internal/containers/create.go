@@ -146,9 +146,17 @@ func (s *Service) configure(ctx context.Context, a *control.CreateArgs, image *i
 		return nil, nil, err
 	}
 	warnings = append(warnings, w...)
+	signal, w, err := stopSignal(a.StopSignal, config.Config.StopSignal)
+	if err != nil {
+		return nil, nil, err
+	}
+	warnings = append(warnings, w...)
 	dir := s.dir(a.ID)
 	sp, err := spec(a, config, dir, s.CgroupParent)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkSets(a); err != nil {
 		return nil, nil, err
 	}
 	m, ids, err := s.users(ctx, a)
@@ -174,12 +182,28 @@ func (s *Service) configure(ctx context.Context, a *control.CreateArgs, image *i
 	labels[labelManifest] = string(image.Desc.Digest)
 	return &monitor.Config{
 		ID: a.ID, Name: a.Name, Image: a.Image, Spec: sp, Rootfs: rootfs,
-		User: cmp.Or(a.User, config.Config.User), StopSignal: cmp.Or(a.StopSignal, config.Config.StopSignal),
+		User: cmp.Or(a.User, config.Config.User), StopSignal: signal,
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
 		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs, Network: net,
 		Joins: joins, IDs: ids, GroupAdd: a.GroupAdd, StopTimeout: a.StopTimeout,
 	}, warnings, nil
+}
+
+// stopSignal is the user's or, without that, the image's, if there is such a signal.
+func stopSignal(own, image string) (signal string, warnings []string, err error) {
+	if own != "" {
+		if _, err := monitor.ParseSignal(own); err != nil {
+			return "", nil, invalid("--stop-signal: %v; want a name or a number, such as SIGQUIT", err)
+		}
+		return own, nil, nil
+	}
+	if image != "" {
+		if _, err := monitor.ParseSignal(image); err != nil {
+			return "", []string{fmt.Sprintf("the image's config: stop %.100v; SIGTERM is used", err)}, nil
+		}
+	}
+	return image, nil, nil
 }
 
 func logOptions(a *control.CreateArgs) (o monitor.LogOptions, err error) {
@@ -212,13 +236,32 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 		return err
 	}
 	for _, m := range a.Mounts {
-		if m.Type == "bind" && m.Create {
-			if err := os.MkdirAll(m.Source, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-				return err
-			}
+		if err := findSource(m); err != nil {
+			return err
 		}
 	}
 	return c.Save(dir)
+}
+
+// findSource makes sure that what is to be bound is there: with -v a directory
+// that is missing is made, as docker does it; anything else stays as it is.
+func findSource(m control.MountSpec) error {
+	if m.Type != "bind" {
+		return nil
+	}
+	_, err := os.Stat(m.Source)
+	if m.Create && errors.Is(err, fs.ErrNotExist) {
+		err = os.MkdirAll(m.Source, 0o755)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case m.Create:
+		return fmt.Errorf("--volume %s: make the directory: %w", m.Source, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return invalid("--mount source=%s: there is no such file or directory on this machine; --volume makes one", m.Source)
+	}
+	return fmt.Errorf("--mount source=%s: %w", m.Source, err)
 }
 
 // makeUpper makes the writable layer's root look like the image's: an overlay's

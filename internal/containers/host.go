@@ -107,6 +107,51 @@ func moreResources(s *specs.Spec, a *control.CreateArgs) error {
 	return nil
 }
 
+// onlineCPUs and onlineNodes say what cpusets can be made of, in their form.
+const (
+	onlineCPUs  = "/sys/devices/system/cpu/online"
+	onlineNodes = "/sys/devices/system/node/online"
+)
+
+// checkSets refuses CPUs and nodes that this machine does not have.
+func checkSets(a *control.CreateArgs) error {
+	for _, c := range []struct{ flag, set, online, what string }{
+		{"--cpuset-cpus", a.CPUs, onlineCPUs, "CPUs"},
+		{"--cpuset-mems", a.MemoryNodes, onlineNodes, "memory nodes"},
+	} {
+		online := strings.TrimSpace(string(readSmall(c.online)))
+		if c.set != "" && isSet(c.set) && isSet(online) && !within(c.set, online) {
+			return invalid("%s %q: this machine has the %s %s", c.flag, c.set, c.what, online)
+		}
+	}
+	return nil
+}
+
+// within says whether all of a set are in another one.
+func within(set, other string) bool {
+	has := map[uint64]bool{}
+	members(other, func(n uint64) bool { has[n] = true; return true })
+	return members(set, func(n uint64) bool { return has[n] })
+}
+
+// members calls f with what is in a set until it returns false.
+func members(set string, f func(uint64) bool) bool {
+	for part := range strings.SplitSeq(set, ",") {
+		from, to, two := strings.Cut(part, "-")
+		if !two {
+			to = from
+		}
+		n, _ := strconv.ParseUint(from, 10, 16)
+		last, _ := strconv.ParseUint(to, 10, 16)
+		for ; n <= last; n++ {
+			if !f(n) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // isSet says whether s is a list of numbers and ranges, as cpuset(7) has it.
 func isSet(s string) bool {
 	for part := range strings.SplitSeq(s, ",") {

@@ -108,3 +108,18 @@ func TestDevices(t *testing.T) {
 		}
 	}
 }
+
+func TestSets(t *testing.T) {
+	for _, c := range []struct {
+		set, other string
+		want       bool
+	}{{"0", "0-3", true}, {"0-3", "0-3", true}, {"1,3", "0-1,3", true}, {"4", "0-3", false}, {"0-4", "0-3", false}, {"2", "0-1,3", false}, {"65535", "0-65535", true}} {
+		if got := within(c.set, c.other); got != c.want {
+			t.Errorf("within(%q, %q) = %t", c.set, c.other, got)
+		}
+	}
+	err := checkSets(&control.CreateArgs{HostOptions: control.HostOptions{CPUs: "0,65535"}})
+	if e, ok := errors.AsType[*control.Error](err); !ok || !strings.Contains(e.Message, "this machine has the CPUs 0") {
+		t.Errorf("a CPU that is not there: %v", err)
+	}
+}

@@ -116,9 +116,21 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 			return c, nil, err
 		}
 	}
+	if err := checkHostname(a.Hostname); err != nil {
+		return c, nil, err
+	}
 	a.Hostname = cmp.Or(a.Hostname, hostname)
 	c.Hostname = a.Hostname
 	return c, warnings, nil
+}
+
+// checkHostname keeps a name one word of the files that it is written to, and
+// within what the kernel takes (__NEW_UTS_LEN).
+func checkHostname(name string) error {
+	if len(name) > 64 || strings.ContainsFunc(name, func(r rune) bool { return unfit(r) || r == '/' || r > '~' }) || strings.HasPrefix(name, "-") {
+		return invalid("--hostname %q: want at most 64 letters, digits, dots and hyphens", name)
+	}
+	return nil
 }
 
 // checkNetwork says what cannot be of how a container wants to be connected.
@@ -126,8 +138,11 @@ func checkNetwork(c *control.NetworkConfig) error {
 	if c.Mode != control.NetworkBridge && (c.IPv4.IsValid() || c.IPv6.IsValid() || c.MAC != "") {
 		return invalid("--ip, --ip6, --mac-address: only a container on the bridge has an address of its own")
 	}
-	if c.IPv4.IsValid() && !c.IPv4.Is4() || c.IPv6.IsValid() && (!c.IPv6.Is6() || c.IPv6.Is4In6() || c.IPv6.Zone() != "") {
-		return invalid("--ip %s, --ip6 %s: want one of each family", c.IPv4, c.IPv6)
+	if c.IPv4.IsValid() && !c.IPv4.Is4() {
+		return invalid("--ip %s: want an IPv4 address", c.IPv4)
+	}
+	if c.IPv6.IsValid() && (!c.IPv6.Is6() || c.IPv6.Is4In6() || c.IPv6.Zone() != "") {
+		return invalid("--ip6 %s: want an IPv6 address", c.IPv6)
 	}
 	if c.MAC != "" {
 		if mac, err := net.ParseMAC(c.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {

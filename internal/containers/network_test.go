@@ -56,7 +56,8 @@ func TestResolv(t *testing.T) {
 func TestCheckNetwork(t *testing.T) {
 	for want, c := range map[string]control.NetworkConfig{
 		"only a container on the bridge": {Mode: "host", IPv4: netip.MustParseAddr("10.0.0.1")},
-		"one of each family":             {Mode: "bridge", IPv4: netip.MustParseAddr("fd00::1")},
+		"--ip fd00::1":                   {Mode: "bridge", IPv4: netip.MustParseAddr("fd00::1")},
+		"--ip6 10.0.0.1":                 {Mode: "bridge", IPv6: netip.MustParseAddr("10.0.0.1")},
 		"--mac-address":                  {Mode: "bridge", MAC: "01:00:00:00:00:01"},
 		"six bytes":                      {Mode: "bridge", MAC: "02:00"},
 		"--dns \"x\"":                    {Mode: "bridge", DNS: []string{"x"}},
@@ -69,6 +70,17 @@ func TestCheckNetwork(t *testing.T) {
 		err := checkNetwork(&c)
 		if e, ok := errors.AsType[*control.Error](err); !ok || !strings.Contains(e.Message, want) {
 			t.Errorf("%+v: %v, want an error with %q", c, err, want)
+		}
+	}
+}
+
+func TestHostname(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"": true, "a": true, "db-1.example": true, "under_score": true, strings.Repeat("a", 64): true,
+		strings.Repeat("a", 65): false, "a b": false, "a\n1.2.3.4 bank": false, "a#": false, "-a": false, "a/b": false, "é": false, "a\x1b": false,
+	} {
+		if err := checkHostname(name); (err == nil) != ok {
+			t.Errorf("host name %q: %v", name, err)
 		}
 	}
 }

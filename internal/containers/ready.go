@@ -55,19 +55,27 @@ var defaultQuiet = quiet{window: 2 * time.Second, limit: 5 * time.Minute}
 
 // wait waits for the end of the burst and returns when that was: at the last
 // miss, or at the start. What was before since is not known.
+//
+// Since has a reading of the monotonic clock; lastMiss need not have, and the
+// machine's clock may be set meanwhile. So of a miss that is news only as much is
+// believed as can be: that it was since we last looked.
 func (q quiet) wait(ctx context.Context, since time.Time, lastMiss func() time.Time) (time.Time, error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var known time.Time
+	last, looked := since, since
 	for {
 		select {
 		case <-ctx.Done():
 			return time.Time{}, ctx.Err()
 		case <-timer.C:
 		}
-		now, last := time.Now(), since
-		if miss := lastMiss(); miss.After(last) {
-			last = miss
+		now := time.Now()
+		if miss := lastMiss(); !miss.Equal(known) {
+			known = miss
+			last = now.Add(-min(max(now.Sub(miss), 0), now.Sub(looked)))
 		}
+		looked = now
 		switch {
 		case now.Sub(last) >= q.window:
 			return last, nil
@@ -96,6 +104,7 @@ func (s *Service) follow(c *monitor.Config) {
 			return
 		}
 		s.row(c.ID) // ends what its monitor has left behind, if that was killed
+		s.sweep(c)
 	})
 }
 
@@ -158,8 +167,9 @@ func (s *Service) followBoot(c *monitor.Config) (monitor.State, error) {
 
 // decide tells the monitor when the container is ready.
 func (s *Service) decide(ctx context.Context, c *monitor.Config, b Boot) {
-	since := b.Began
-	if s.opened.After(since) { // what an earlier daemon saw is lost
+	now := time.Now()
+	since := now.Add(-max(now.Sub(b.Began), 0)) // the clock may have been set back since
+	if s.opened.After(since) {                  // what an earlier daemon saw is lost
 		since = s.opened
 	}
 	at, err := s.quiet.wait(ctx, since, func() time.Time { return s.Boots.LastMiss(b.Image) })

@@ -50,6 +50,13 @@ func TestQuiet(t *testing.T) {
 			})
 		})
 	}
+	synctest.Test(t, func(t *testing.T) { // the machine's clock was an hour ahead when something was missed, and has been set
+		start := time.Now()
+		ahead := start.Add(time.Hour).Round(0)
+		if at, err := q.wait(t.Context(), start, func() time.Time { return ahead }); err != nil || at.Sub(start) != 0 || time.Since(start) != q.window {
+			t.Errorf("ready at %v, told at %v, %v", at.Sub(start), time.Since(start), err)
+		}
+	})
 	synctest.Test(t, func(t *testing.T) { // a read that waits is a miss as long as it does
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -175,6 +182,16 @@ func TestFollowQuiet(t *testing.T) {
 	want := "ready by quiet after " + s.opened.Sub(start).String()
 	if len(log.heard) != 2 || log.heard[1] != want {
 		t.Errorf("heard %q, want %q", log.heard, want)
+	}
+}
+
+// A container that was started before the clock was set back is ready all the same.
+func TestFollowQuietClockSet(t *testing.T) {
+	start := time.Now().Add(time.Hour).UTC().Round(0)
+	log, _ := followed(t, &monitor.Config{}, monitor.State{Status: monitor.StatusRunning, Started: start}, monitor.State{Status: monitor.StatusRunning, Started: start, ReadyBy: monitor.ReadyByQuiet})
+	<-log.ready // or never, in an hour
+	if len(log.heard) != 2 || !strings.HasPrefix(log.heard[1], "ready by quiet") {
+		t.Errorf("heard %q", log.heard)
 	}
 }
 

@@ -53,11 +53,20 @@ func (s *Service) end(ctx context.Context, row control.Container) error {
 	for monitor.Alive(s.dir(row.ID)) {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("its monitor does not end: %w", ctx.Err())
+			return s.stuck(row.ID, ctx.Err())
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
 	return nil
+}
+
+// stuck says what to do about a monitor that does not answer, such as one that was stopped.
+func (s *Service) stuck(id string, err error) error {
+	st, serr := monitor.LoadState(s.dir(id))
+	if serr != nil || st.Monitor == 0 {
+		return fmt.Errorf("its monitor does not end: %w", err)
+	}
+	return fmt.Errorf("its monitor, process %d, does not answer: kill -9 %d ends it and the container", st.Monitor, st.Monitor)
 }
 
 // endTimeout bounds how long the end of a killed container may take.

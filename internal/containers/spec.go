@@ -134,15 +134,20 @@ func environment(a *control.CreateArgs, c ocispec.ImageConfig) []string {
 	if a.TTY {
 		env = append(env, "TERM=xterm")
 	}
-	for _, kv := range slices.Concat(c.Env, a.Env) {
-		name, _, ok := strings.Cut(kv, "=")
-		if !ok || name == "" || strings.ContainsRune(kv, 0) {
-			continue
+	last := map[string]int{} // name → where it is said last: an image may have any number of them
+	env = slices.Concat(env, c.Env, a.Env)
+	for i, kv := range env {
+		if name, _, ok := strings.Cut(kv, "="); ok && name != "" && !strings.ContainsRune(kv, 0) {
+			last[name] = i
 		}
-		env = slices.DeleteFunc(env, func(old string) bool { return strings.HasPrefix(old, name+"=") })
-		env = append(env, kv)
 	}
-	return env
+	kept := env[:0]
+	for i, kv := range env {
+		if name, _, ok := strings.Cut(kv, "="); ok && name != "" && last[name] == i && !strings.ContainsRune(kv, 0) {
+			kept = append(kept, kv)
+		}
+	}
+	return kept
 }
 
 func workdir(a *control.CreateArgs, c ocispec.ImageConfig) string {
@@ -213,6 +218,9 @@ func knownCapabilities() []string {
 	return names
 }
 
+// maxPids is the most that the kernel takes for a limit of processes (PID_MAX_LIMIT, include/linux/threads.h).
+const maxPids = 1 << 22
+
 // cpuPeriod is the period of CPU quotas in microseconds: the kernel's default.
 const cpuPeriod = 100_000
 
@@ -225,7 +233,7 @@ func resources(s *specs.Spec, a *control.CreateArgs) error {
 		r.Memory = &specs.LinuxMemory{Limit: &a.Memory, Swap: &[]int64{2 * a.Memory}[0]}
 	}
 	if a.NanoCPUs != 0 {
-		period, quota := uint64(cpuPeriod), a.NanoCPUs*cpuPeriod/1e9
+		period, quota := uint64(cpuPeriod), a.NanoCPUs/(1e9/cpuPeriod)
 		if quota < 1000 {
 			return invalid("--cpus: less than the minimum of 0.01")
 		}
@@ -233,6 +241,9 @@ func resources(s *specs.Spec, a *control.CreateArgs) error {
 	}
 	if err := moreResources(s, a); err != nil {
 		return err
+	}
+	if a.PidsLimit < 0 || a.PidsLimit > maxPids {
+		return invalid("--pids-limit %d: want 1 to %d, or -1 for no limit", a.PidsLimit, maxPids)
 	}
 	if a.PidsLimit > 0 {
 		r.Pids = &specs.LinuxPids{Limit: &a.PidsLimit}
@@ -251,9 +262,9 @@ func ulimits(s *specs.Spec, a *control.CreateArgs) error {
 		if u.Soft < -1 || u.Hard < -1 || limit(u.Soft) > limit(u.Hard) {
 			return invalid("--ulimit %s=%d:%d: the soft limit is above the hard one", u.Name, u.Soft, u.Hard)
 		}
-		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{
-			Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: limit(u.Soft), Hard: limit(u.Hard),
-		})
+		r := specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: limit(u.Soft), Hard: limit(u.Hard)}
+		s.Process.Rlimits = slices.DeleteFunc(s.Process.Rlimits, func(o specs.POSIXRlimit) bool { return o.Type == r.Type }) // the last one counts
+		s.Process.Rlimits = append(s.Process.Rlimits, r)
 	}
 	return nil
 }

@@ -1,8 +1,12 @@
 package containers
 
 import (
+	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,7 +17,7 @@ import (
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
-func build(t *testing.T, change func(*control.CreateArgs, *ocispec.Image)) (*specs.Spec, error) {
+func build(t testing.TB, change func(*control.CreateArgs, *ocispec.Image)) (*specs.Spec, error) {
 	t.Helper()
 	a := &control.CreateArgs{ID: strings.Repeat("ab", 32), Network: "none", Hostname: "h", Args: []string{"true"}}
 	image := &ocispec.Image{}
@@ -105,6 +109,93 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+// TestEnvironmentWithoutEnd: what an image may have of variables takes no time to speak of.
+func TestEnvironmentWithoutEnd(t *testing.T) {
+	var env []string
+	for n := range 500_000 {
+		env = append(env, strconv.Itoa(n%250_000)+"=") // each of them twice
+	}
+	if got := environment(&control.CreateArgs{}, ocispec.ImageConfig{Env: env}); len(got) != 250_002 {
+		t.Errorf("%d variables", len(got))
+	}
+}
+
+func TestCPUs(t *testing.T) {
+	for nano, want := range map[int64]int64{10_000_000: 1000, 1_500_000_000: 150_000, 999_999e9: 99_999_900_000} {
+		s, err := build(t, func(a *control.CreateArgs, _ *ocispec.Image) { a.NanoCPUs = nano })
+		if err != nil || *s.Linux.Resources.CPU.Quota != want {
+			t.Errorf("--cpus %g: quota %v, %v, want %d", float64(nano)/1e9, s, err, want)
+		}
+	}
+}
+
+func TestUlimitTwice(t *testing.T) {
+	s, err := build(t, func(a *control.CreateArgs, _ *ocispec.Image) {
+		a.Ulimits = []control.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}, {Name: "core", Soft: -1, Hard: -1}, {Name: "nofile", Soft: 3, Hard: 4}}
+	})
+	if err != nil || len(s.Process.Rlimits) != 2 || s.Process.Rlimits[1].Soft != 3 {
+		t.Errorf("rlimits %+v, %v", s.Process.Rlimits, err)
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	for _, c := range []struct{ own, image, want, text string }{
+		{"", "", "", ""}, {"QUIT", "SIGTERM", "QUIT", ""}, {"", "SIGQUIT", "SIGQUIT", ""}, {"", "9", "9", ""},
+		{"", "SIG\x1b[2J", "", "the image's config: stop signal"}, {"15", "nonsense", "15", ""},
+		{"nonsense", "SIGTERM", "", "--stop-signal: signal \"nonsense\""}, {"0", "", "", "want 1 to 64"}, {"65", "", "", "want 1 to 64"},
+	} {
+		got, warnings, err := stopSignal(c.own, c.image)
+		text := strings.Join(warnings, "")
+		if err != nil {
+			text = err.Error()
+		}
+		if got != c.want || (text == "") != (c.text == "") || !strings.Contains(text, c.text) {
+			t.Errorf("stopSignal(%q, %q) = %q, %q, %v", c.own, c.image, got, warnings, err)
+		}
+	}
+}
+
+// TestSource: -v makes a directory that is missing, and takes a file as it is.
+func TestSource(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		m    control.MountSpec
+		text string
+	}{
+		{control.MountSpec{Type: "bind", Source: file, Create: true}, ""},
+		{control.MountSpec{Type: "bind", Source: file}, ""},
+		{control.MountSpec{Type: "bind", Source: filepath.Join(dir, "a/b"), Create: true}, ""},
+		{control.MountSpec{Type: "bind", Source: filepath.Join(dir, "none")}, "there is no such file"},
+		{control.MountSpec{Type: "bind", Source: filepath.Join(file, "x"), Create: true}, "--volume " + file + "/x"},
+		{control.MountSpec{Type: "tmpfs"}, ""},
+	} {
+		if err := findSource(c.m); (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
+			t.Errorf("findSource(%+v): %v, want %q", c.m, err, c.text)
+		}
+	}
+	if fi, err := os.Stat(filepath.Join(dir, "a/b")); err != nil || !fi.IsDir() {
+		t.Error(fi, err)
+	}
+}
+
+// TestBrief: what an image is called, runs and exposes does not keep others from being listed.
+func TestBrief(t *testing.T) {
+	command := []string{"sh", "-c", strings.Repeat("x", 1<<20), "y"}
+	row := control.Container{Command: command, Error: strings.Repeat("e", 1<<20), Exposed: make([]control.Port, 60_000)}
+	brief(&row)
+	b, err := json.Marshal(row)
+	if err != nil || len(b) > 16<<10 {
+		t.Errorf("a row of %d bytes, %v", len(b), err)
+	}
+	if len(row.Command) != 3 || len(command[2]) != 1<<20 {
+		t.Errorf("command %.40q of %.40q", row.Command, command)
+	}
+}
+
 func TestCapabilities(t *testing.T) {
 	for _, c := range []struct {
 		add, drop string
@@ -150,6 +241,7 @@ func TestRefusals(t *testing.T) {
 		"at least that of":      func(a *control.CreateArgs) { a.Memory, a.MemorySwap = 1<<30, 1<<20 },
 		"--memory-reservation":  func(a *control.CreateArgs) { a.Memory, a.MemoryReservation = 1<<30, 1<<31 },
 		"--cpuset-cpus":         func(a *control.CreateArgs) { a.CPUs = "3-1" },
+		"--pids-limit":          func(a *control.CreateArgs) { a.PidsLimit = 1<<22 + 1 },
 		"--cpuset-mems":         func(a *control.CreateArgs) { a.MemoryNodes = "a" },
 		"--cpu-shares":          func(a *control.CreateArgs) { a.CPUShares = 1 },
 		"--blkio-weight":        func(a *control.CreateArgs) { a.BlkioWeight = 1001 },
