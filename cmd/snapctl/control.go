@@ -203,7 +203,7 @@ func rm(ctx context.Context, env *Env, args []string) error {
 	return env.together(rest, func(name string) error {
 		err := env.call(ctx, control.OpRm, control.RemoveContainerArgs{ID: name, Force: force}, nil)
 		if e, ok := errors.AsType[*control.Error](err); ok && force && e.Code == control.CodeNotFound {
-			fmt.Fprintf(env.Stderr, "snapctl: %v\n", err)
+			fmt.Fprintf(env.Stderr, "snapctl: %s\n", plainText(err.Error()))
 			err = nil
 		}
 		return err

@@ -43,11 +43,11 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 	f.flag(&a.Init, "init", "run a tiny first process that reaps zombies and forwards signals")
 	f.flag(&a.OpenStdin, "i,interactive", "keep standard input open")
 	f.add("l,label", "NAME[=VALUE]", "attach a label", func(s string) error {
-		if a.Labels == nil {
-			a.Labels = map[string]string{}
-		}
 		name, value, _ := strings.Cut(s, "=")
-		a.Labels[name] = value
+		if name == "" {
+			return fmt.Errorf("%q: the name is empty", s)
+		}
+		put(&a.Labels, name, value)
 		return nil
 	})
 	f.add("log-driver", "DRIVER", "keep the output for snapctl logs: json-file (default), or none", func(s string) error {
@@ -68,12 +68,11 @@ func createFlags(f *flagSet, a *control.CreateArgs) {
 	networkFlags(f, a)
 	hostFlags(f, a)
 	f.add("pids-limit", "N", "limit the number of processes (-1 for no limit)", func(s string) error {
-		var n int
-		_, err := fmt.Sscanf(s+"\n", "%d\n", &n)
+		n, err := strconv.ParseInt(s, 10, 64)
 		if err != nil || n < -1 {
-			return fmt.Errorf("%q: want a number", s)
+			return fmt.Errorf("%q: want a number of processes, or -1 for no limit", s)
 		}
-		a.PidsLimit = int64(max(n, 0))
+		a.PidsLimit = max(n, 0)
 		return nil
 	})
 	f.text(&a.Platform, "platform", "OS/ARCH", "choose this platform of the image")

@@ -73,7 +73,7 @@ func (r *eventReader) event(raw json.RawMessage) error {
 		r.args.Since = t // for who comes after this daemon
 	}
 	if r.env.JSON {
-		_, err := r.env.Stdout.Write(append(raw, '\n'))
+		_, err := r.env.Stdout.Write(append(plainJSON(raw), '\n'))
 		return err
 	}
 	if e.Type == "events" {

@@ -140,12 +140,9 @@ func parseDevice(s string) (d control.Device, err error) {
 
 // readLabels adds the labels in a file; those of --label win, wherever they stand.
 func readLabels(name string, a *control.CreateArgs) error {
-	b, err := os.ReadFile(name)
+	b, err := readFile(name)
 	if err != nil {
 		return err
-	}
-	if len(b) > 1<<20 {
-		return fmt.Errorf("%s: larger than 1 MiB", name)
 	}
 	for line := range strings.Lines(string(b)) {
 		line = strings.TrimSpace(line)

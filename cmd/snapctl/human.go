@@ -97,7 +97,7 @@ func (env *Env) jsonLines(rows any) error {
 		return err
 	}
 	for _, row := range list {
-		if _, err := env.Stdout.Write(append(row, '\n')); err != nil {
+		if _, err := env.Stdout.Write(append(plainJSON(row), '\n')); err != nil {
 			return err
 		}
 	}

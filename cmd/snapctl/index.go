@@ -78,7 +78,7 @@ func (env *Env) describeIndex(i control.IndexInfo) {
 	}
 	for _, l := range i.Layers {
 		if l.Why != "" {
-			fmt.Fprintf(env.Stderr, "layer %s is not in it: %s\n", shortID(l.Digest), l.Why)
+			fmt.Fprintf(env.Stderr, "layer %s is not in it: %s\n", shortID(l.Digest), plainText(l.Why))
 		}
 	}
 }
@@ -175,7 +175,7 @@ func verifyIndex(ctx context.Context, env *Env, args []string) error {
 	good := 0
 	for _, i := range list {
 		if i.Signer == "" {
-			fmt.Fprintf(env.Stderr, "index %s: %s\n", shortID(i.Digest), cmp.Or(i.Unsigned, i.Why))
+			fmt.Fprintf(env.Stderr, "index %s: %s\n", shortID(i.Digest), plainText(cmp.Or(i.Unsigned, i.Why)))
 			continue
 		}
 		good++

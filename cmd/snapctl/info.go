@@ -146,6 +146,6 @@ func (env *Env) printIndented(v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = env.Stdout.Write(append(b, '\n'))
+	_, err = env.Stdout.Write(append(plainJSON(b), '\n'))
 	return err
 }

@@ -49,23 +49,23 @@ func (env *Env) main(args []string) int {
 
 // report says what went wrong and returns the exit status for it; failure is the one of ordinary errors.
 func (env *Env) report(err error, failure int) int {
-	status, text := failure, ""
+	status, said := failure, ""
 	switch e, ok := errors.AsType[*exitError](err); {
 	case err == nil, errors.Is(err, errHelp):
 		return 0
 	case ok:
 		status = e.status
 		if _, quiet := errors.AsType[*silent](err); e.err != nil && !quiet {
-			text = e.err.Error()
+			said = e.err.Error()
 		}
 	default:
-		text = explain(err)
+		said = explain(err)
 	}
 	if e, ok := errors.AsType[*usageError](err); ok && status == 1 {
-		status, text = 2, e.Error()
+		status, said = 2, e.Error()
 	}
-	if text != "" {
-		fmt.Fprintf(env.Stderr, "snapctl: %s\n", text)
+	if said != "" {
+		fmt.Fprintf(env.Stderr, "snapctl: %s\n", plainText(said))
 	}
 	return status
 }

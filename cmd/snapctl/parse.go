@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -269,8 +270,26 @@ func parseEnvFile(b []byte, getenv func(string) (string, bool)) (env []string, e
 	return env, scan.Err()
 }
 
+// maxFile bounds a file that is named on the command line, bytes: all of them
+// together have to fit into a request.
+const maxFile = 1 << 20
+
+// readFile reads a file that a user named; who names /dev/zero is told.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(b) > maxFile {
+		err = fmt.Errorf("%s: larger than %d bytes", path, maxFile)
+	}
+	return b, err
+}
+
 func readEnvFile(path string) ([]string, error) {
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +309,7 @@ func securityOpt(s string) (string, error) {
 	if !ok || name != "seccomp" || value == "unconfined" || value == "builtin" {
 		return s, nil
 	}
-	b, err := os.ReadFile(value)
+	b, err := readFile(value)
 	if err != nil {
 		return "", fmt.Errorf("seccomp profile: %w", err)
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -8,9 +10,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
+	"unicode"
 
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/runtime/monitor"
 )
 
 func TestParseBytes(t *testing.T) {
@@ -192,8 +197,67 @@ func FuzzParse(f *testing.F) {
 				}
 			}
 		}
+		if d, err := parseDevice(s); err == nil && (!filepath.IsAbs(d.Host) || !filepath.IsAbs(d.Inside) || d.Access == "" || strings.Trim(d.Access, "rwm") != "") {
+			t.Errorf("parseDevice(%q) = %+v", s, d)
+		}
+		if kv, ok, err := parseEnv(s, func(string) (string, bool) { return "", false }); err == nil && ok && (kv != s || !strings.Contains(kv, "=")) {
+			t.Errorf("parseEnv(%q) = %q", s, kv)
+		}
+		var a control.CreateArgs
+		if err := parseLogOpt(s, &a); err == nil && (a.LogMaxSize < 0 || a.LogMaxFiles < 0 || a.LogMaxFiles > monitor.MaxLogFiles) {
+			t.Errorf("parseLogOpt(%q) = %d, %d", s, a.LogMaxSize, a.LogMaxFiles)
+		}
+		if strings.ContainsFunc(plainText(s), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+			t.Errorf("plainText(%q)", s)
+		}
 		parseDetachKeys(s)
 		parseTime(s, time.Unix(0, 0))
 		(&logReader{out: &strings.Builder{}, err: &strings.Builder{}}).line([]byte(s))
+	})
+}
+
+// FuzzFlags: whatever is on the command line of run, it is understood or one line says why not.
+func FuzzFlags(f *testing.F) {
+	for _, s := range []string{"-it|--rm|x|sh", "-p80|--publish=8080:80/udp|x", "--memory|512m|-eA=b|--|x|-y", "-vv", "--=x", "-m=", "--tty=maybe|x", "-|x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if strings.Contains(s, "file") || strings.Contains(s, "seccomp") {
+			return // what they name is read
+		}
+		var a control.CreateArgs
+		set := &flagSet{usage: "run"}
+		createFlags(set, &a)
+		args := strings.Split(s, "|")
+		rest, err := set.parseArgs(args, false)
+		if err == nil && len(rest) > len(args) {
+			t.Errorf("%q became %q", args, rest)
+		}
+	})
+}
+
+// FuzzDetach: how what is typed is cut into reads changes nothing, and without the keys all of it comes through.
+func FuzzDetach(f *testing.F) {
+	f.Add([]byte("a\x10\x11b"), []byte{0x10, 0x11})
+	f.Add([]byte("aab"), []byte("aa"))
+	f.Fuzz(func(t *testing.T, in, keys []byte) {
+		if len(keys) == 0 || len(keys) > 64 {
+			return
+		}
+		read := func(r io.Reader) (string, bool) {
+			detached := false
+			b, err := io.ReadAll(&detachReader{r: r, keys: keys, detach: func() { detached = true }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b), detached
+		}
+		once, detached := read(bytes.NewReader(in))
+		if one, d := read(iotest.OneByteReader(bytes.NewReader(in))); one != once || d != detached {
+			t.Errorf("%q, %q: %q, %t at once, and %q, %t byte by byte", in, keys, once, detached, one, d)
+		}
+		if !detached && once != string(in) || !strings.HasPrefix(string(in), once) {
+			t.Errorf("%q, %q: %q", in, keys, once)
+		}
 	})
 }

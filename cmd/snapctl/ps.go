@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -68,12 +69,34 @@ func portsOf(c control.Container) string {
 			published[portName(b.Container, b.Proto)] = true
 		}
 	}
+	var exposed []control.Port
 	for _, p := range c.Exposed {
-		if name := portName(p.Container, p.Proto); !published[name] {
-			list = append(list, name)
+		if !published[portName(p.Container, p.Proto)] {
+			exposed = append(exposed, p)
 		}
 	}
-	return strings.Join(list, ", ")
+	return strings.Join(append(list, portRanges(exposed)...), ", ")
+}
+
+// portRanges names ports, those in a row together: an image may expose thousands.
+func portRanges(ports []control.Port) (names []string) {
+	ports = slices.Clone(ports)
+	slices.SortFunc(ports, func(a, b control.Port) int {
+		return cmp.Or(strings.Compare(a.Proto, b.Proto), cmp.Compare(a.Container, b.Container))
+	})
+	for len(ports) > 0 {
+		first, n := ports[0], 1
+		for n < len(ports) && ports[n].Proto == first.Proto && int(ports[n].Container) == int(first.Container)+n {
+			n++
+		}
+		name := portName(first.Container, first.Proto)
+		if n > 1 {
+			name = fmt.Sprintf("%d-%s", first.Container, portName(ports[n-1].Container, first.Proto))
+		}
+		names = append(names, name)
+		ports = ports[n:]
+	}
+	return names
 }
 
 func portName(n uint16, proto string) string { return fmt.Sprintf("%d/%s", n, proto) }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
@@ -69,7 +67,7 @@ func run(ctx context.Context, env *Env, args []string) error {
 		return monitor.Attach(ctx, c.Socket, monitor.AttachArgs{Start: true, CloseStdin: true, Size: z}, streams)
 	}
 	err = env.finish(ctx, c.ID, &s)
-	if errors.Is(err, unix.EPIPE) && a.Remove {
+	if _, broken := errors.AsType[*monitor.BrokenError](err); broken && a.Remove {
 		err = errors.Join(err, env.abandon(c.Socket))
 	}
 	return err
@@ -103,7 +101,7 @@ func (env *Env) createContainer(ctx context.Context, a *control.CreateArgs, cid 
 		return nil, err
 	}
 	for _, w := range c.Warnings {
-		fmt.Fprintf(env.Stderr, "snapctl: warning: %s\n", w)
+		fmt.Fprintf(env.Stderr, "snapctl: warning: %s\n", plainText(w))
 	}
 	if ctx.Err() != nil {
 		err := env.call(context.WithoutCancel(ctx), control.OpRm, control.RemoveContainerArgs{ID: c.ID, Force: true}, nil)
@@ -249,7 +247,7 @@ func (env *Env) each(names []string, do func(string) error) error {
 			if len(names) == 1 {
 				return err
 			}
-			fmt.Fprintf(env.Stderr, "snapctl: %s\n", explain(err))
+			fmt.Fprintf(env.Stderr, "snapctl: %s\n", plainText(explain(err)))
 			failed = err
 		}
 	}
@@ -265,6 +263,6 @@ func (env *Env) printJSON(v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = env.Stdout.Write(append(b, '\n'))
+	_, err = env.Stdout.Write(append(plainJSON(b), '\n'))
 	return err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -46,6 +48,36 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// plainText is printable for what may have several lines: an error names what an image calls its programs.
+func plainText(s string) string {
+	lines := strings.Split(strings.ReplaceAll(s, "\t", " "), "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// plainJSON escapes what JSON leaves as it is, and a terminal may obey: DEL and
+// the control characters of ISO 8859-1 (U+0080 to U+009F), in UTF-8. They can be in strings only.
+func plainJSON(b []byte) []byte {
+	if !slices.Contains(b, 0x7f) && !slices.Contains(b, 0xc2) {
+		return b
+	}
+	var out []byte
+	for i := 0; i < len(b); i++ {
+		switch {
+		case b[i] == 0x7f:
+			out = append(out, `\u007f`...)
+		case b[i] == 0xc2 && i+1 < len(b) && b[i+1] <= 0x9f:
+			i++
+			out = fmt.Appendf(out, `\u%04x`, b[i])
+		default:
+			out = append(out, b[i])
+		}
+	}
+	return out
 }
 
 // table prints t or, with --json, the rows it was made of: one a line.

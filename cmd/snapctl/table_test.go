@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +71,47 @@ func TestSize(t *testing.T) {
 	} {
 		if got := size(n); got != want {
 			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}
+
+// TestNothingSpeaksToTheTerminal: an image calls its programs what it likes, and an error repeats it.
+func TestNothingSpeaksToTheTerminal(t *testing.T) {
+	env, _, errs := newEnv(t, "")
+	if status := env.report(&control.Error{Message: "\x1b]0;owned\a: no such file\n\tremedy\u009b2J"}, 125); status != 125 {
+		t.Errorf("exit status %d", status)
+	}
+	if got, want := errs(), "snapctl: ?]0;owned?: no such file\n remedy?2J\n"; got != want {
+		t.Errorf("stderr %q, want %q", got, want)
+	}
+	env, out, _ := newEnv(t, "")
+	value := map[string]string{"name": "a\u009b2J\x7f\u00a0é"}
+	if err := env.printJSON(value); err != nil {
+		t.Fatal(err)
+	}
+	text := out()
+	if strings.ContainsAny(text, "\u009b\x7f") {
+		t.Errorf("JSON %q", text)
+	}
+	var again map[string]string
+	if err := json.Unmarshal([]byte(text), &again); err != nil || again["name"] != value["name"] {
+		t.Errorf("JSON %q is %q, %v", text, again, err)
+	}
+}
+
+func TestPortRanges(t *testing.T) {
+	port := func(n uint16, proto string) control.Port { return control.Port{Container: n, Proto: proto} }
+	for _, test := range []struct {
+		ports []control.Port
+		want  string
+	}{
+		{nil, ""},
+		{[]control.Port{port(80, "tcp")}, "80/tcp"},
+		{[]control.Port{port(443, "tcp"), port(80, "tcp")}, "80/tcp 443/tcp"},
+		{[]control.Port{port(65534, "tcp"), port(65535, "tcp"), port(53, "udp"), port(54, "tcp")}, "54/tcp 65534-65535/tcp 53/udp"},
+	} {
+		if got := strings.Join(portRanges(test.ports), " "); got != test.want {
+			t.Errorf("portRanges(%v) = %q, want %q", test.ports, got, test.want)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func top(ctx context.Context, env *Env, args []string) error {
 		env: env, op: control.OpTop, args: func() any { return a }, next: func(time.Time) {}, once: once,
 		event: func(raw json.RawMessage) error {
 			if env.JSON {
-				_, err := env.Stdout.Write(append(raw, '\n'))
+				_, err := env.Stdout.Write(append(plainJSON(raw), '\n'))
 				return err
 			}
 			var t control.Top
