@@ -3,9 +3,7 @@
 package networktest
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -35,9 +33,6 @@ func Main(run func() int) int {
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
 	}
-	if err == nil {
-		err = beHost()
-	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lo of a new network namespace:", err)
 		return 1
@@ -48,17 +43,6 @@ func Main(run func() int) int {
 		return 1
 	}
 	return run()
-}
-
-// beHost makes the namespace that of a machine which is no router: a new one has
-// the settings of the first (net.core.devconf_inherit_init_net), where somebody may run containers.
-func beHost() error {
-	for _, name := range []string{"ipv4/ip_forward", "ipv4/conf/default/forwarding", "ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding"} {
-		if err := os.WriteFile("/proc/sys/net/"+name, []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }
 
 func again() int {
