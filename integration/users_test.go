@@ -19,10 +19,11 @@ import (
 var pools atomic.Uint32
 
 // userMachine is a networkMachine with room for so many containers of 65536 users of their own.
-func userMachine(t *testing.T, room uint32) (m *machine, base uint32) {
+func userMachine(t *testing.T, room uint32, config ...string) (m *machine, base uint32) {
 	t.Helper()
 	base = 0x60000000 + pools.Add(1)*0x100000
-	return networkMachine(t, fmt.Sprintf("[userns]\nbase = %d\nsize = %d", base, room*65536)), base
+	table := fmt.Sprintf("[userns]\nbase = %d\nsize = %d", base, room*65536)
+	return networkMachine(t, append([]string{table}, config...)...), base
 }
 
 // ids are the users that a container has to itself.
@@ -60,7 +61,10 @@ func (m *machine) owned(path string, uid, gid uint32) {
 // usersImage is an image with files of several owners.
 func usersImage(t *testing.T, hub *hub, name string) (*image, string) {
 	t.Helper()
-	im := newImage(t, eStargz, base(t), append(someFiles(1910, "data", 30), reg("mine", noise(1911, 100)).owner(5, 6, 0o600)))
+	capable := inside(t)
+	capable.Name = "capable" // with CAP_SYS_CHROOT, by struct vfs_cap_data of linux/capability.h, version 2
+	capable = capable.attribute("security.capability", "\x01\x00\x00\x02\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	im := newImage(t, eStargz, append(base(t), capable), append(someFiles(1910, "data", 30), reg("mine", noise(1911, 100)).owner(5, 6, 0o600)))
 	return im, hub.put(t, name, im)
 }
 
@@ -104,6 +108,9 @@ func TestUserNamespaces(t *testing.T) {
 			}
 		}
 		exec("cat", "/etc/hosts", "/etc/hostname")
+		if out := m.ok("exec", "-u", "1000", name, "/capable", "cat", "/proc/self/status"); !strings.Contains(out, "CapEff:\t0000000000040000\n") {
+			t.Errorf("%s: a program's file capabilities have no effect:\n%s", name, out)
+		}
 		exec("make", "/new")
 		exec("change-owner", "/mine")
 		m.owned(m.upper(name, "new"), ids.UID, ids.GID)
@@ -123,7 +130,7 @@ func TestUserNamespaces(t *testing.T) {
 func TestUserNamespaceOptions(t *testing.T) {
 	t.Parallel()
 	hub := newHub(t)
-	m, first := userMachine(t, 1) // each gets what the last one had
+	m, first := userMachine(t, 1, "default = 'auto'") // each gets what the last one had
 	_, ref := usersImage(t, hub, "options")
 	volume := filepath.Join(m.dir, "volume")
 	must(t, os.Mkdir(volume, 0o755))
@@ -146,28 +153,31 @@ func TestUserNamespaceOptions(t *testing.T) {
 		{"-v " + volume + ":/v:idmap", "owner /v/root", "0 0"},
 		{"-v " + volume + ":/v:ridmap,ro", "cat /v/root", "root's"},
 		{"--mount type=bind,source=" + volume + ",target=/v,idmap", "cat /v/root", "root's"},
+		{"--userns host", "users", "0 0 4294967295"},
+		{"--userns host --privileged", "owner /etc/hosts", "0 0"},
 		{"--userns auto:size=10", "users", fmt.Sprintf("0 %d 10", first)},
 		{"--userns auto:size=10,uidmapping=7:12345:1", "users", fmt.Sprintf("0 %d 7 7 12345 1 8 %d 2", first+10, first+18)},
 	} {
-		args := append([]string{"run", "--rm", "--userns", "auto"}, strings.Fields(row.options)...)
+		args := append([]string{"run", "--rm"}, strings.Fields(row.options)...)
 		args = append(append(args, ref, "/inside"), strings.Fields(row.command)...)
 		if got := strings.TrimSpace(m.ok(args...)); got != row.want {
 			t.Errorf("%s: %s: %q, want %q", row.options, row.command, got, row.want)
 		}
 	}
 	limit := highLimit(t)
-	if out := m.ok("run", "--rm", "--userns", "auto", "--ulimit", fmt.Sprintf("memlock=%d", limit), ref, "/inside", "cat", "/proc/self/limits"); !strings.Contains(out, fmt.Sprint(limit)) {
+	if out := m.ok("run", "--rm", "--ulimit", fmt.Sprintf("memlock=%d", limit), ref, "/inside", "cat", "/proc/self/limits"); !strings.Contains(out, fmt.Sprint(limit)) {
 		t.Errorf("a limit that was raised: %s", out)
 	}
 	for want, options := range map[string]string{
-		"--privileged":          "--userns auto --privileged",
-		"--pid host":            "--userns auto --pid host",
-		"add --userns host":     "--userns auto --ipc container:x",
-		"unknown option":        "--userns auto:colour=red",
-		"add --userns auto":     "-v " + volume + ":/v:idmap",
-		"other containers have": fmt.Sprintf("--userns auto:uidmapping=5:%d:1", first+5),
-		"is not mapped":         "--userns auto:size=10 -u 1000",
-		"userns.size":           "--userns auto:size=300000",
+		"userns.default = auto":          "--privileged",
+		"--pid host":                     "--userns auto --pid host",
+		"add --userns host":              "--ipc container:x",
+		"unknown option":                 "--userns auto:colour=red",
+		"add --userns auto":              "--userns host -v " + volume + ":/v:idmap",
+		"other containers have":          fmt.Sprintf("--userns auto:uidmapping=5:%d:1", first+5),
+		"user: ID 1000 is not mapped":    "--userns auto:size=10 -u 1000",
+		"group: ID 100000 is not mapped": "--group-add 100000",
+		"userns.size":                    "--userns auto:size=300000",
 	} {
 		if says := m.fails(append(append([]string{"run", "--rm"}, strings.Fields(options)...), ref, "/inside", "exit", "0")...); !strings.Contains(says, want) {
 			t.Errorf("%s: %s", options, says)

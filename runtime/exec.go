@@ -70,7 +70,7 @@ func (s *start) prepareExec(c *Container, f Files) error {
 		return err
 	}
 	s.devpts = c.devpts
-	if err := s.proc.lookup(c.root); err != nil {
+	if err := s.lookup(c.root); err != nil {
 		return &StepError{"user", err}
 	}
 	if err := s.checkLabels(); err != nil {

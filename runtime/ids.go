@@ -111,6 +111,23 @@ func (m ids) root() owner {
 	return o
 }
 
+// lookup is process.lookup, and refuses users and groups that the user namespace
+// does not have: the kernel would say that an argument is invalid.
+func (s *start) lookup(root int) error {
+	if err := s.proc.lookup(root); err != nil {
+		return err
+	}
+	if _, err := s.plan.ids.uid.host(s.proc.uid); err != nil {
+		return err
+	}
+	for _, gid := range s.proc.groups { // its own is one of them
+		if _, err := s.plan.ids.gid.host(gid); err != nil {
+			return fmt.Errorf("group: %w", err)
+		}
+	}
+	return nil
+}
+
 // write gives a process that waits in a new user namespace its IDs.
 func (m ids) write(pid int) error {
 	return errors.Join(writeProc(pid, "uid_map", m.uid.String()), writeProc(pid, "gid_map", m.gid.String()))

@@ -151,7 +151,7 @@ func (s *start) prepare(c *Container, f Files) error {
 		do   func() error
 	}{
 		{"rootfs", func() error { return s.openRoot(f.Rootfs) }},
-		{"user", func() error { return s.proc.lookup(s.tree.root) }},
+		{"user", func() error { return s.lookup(s.tree.root) }},
 		{"labels", s.checkLabels},
 		{"", s.needLine},
 		{"namespaces", func() error { return s.enter(c.group) }},
