@@ -58,9 +58,24 @@ func (c *children) reap() {
 
 // start runs a program in a session of its own. Its exit status comes from end.
 func (c *children) start(argv, env []string, dir string, files []*os.File) (pid int, end <-chan unix.WaitStatus, err error) {
+	return c.startFile(argv[0], argv, env, dir, files)
+}
+
+// startSealed is start of the program that exe is.
+func (c *children) startSealed(exe *os.File, argv, env []string, dir string, files []*os.File) (pid int, err error) {
+	exe, path, err := above(exe, files)
+	if err != nil {
+		return 0, err
+	}
+	defer exe.Close()
+	pid, _, err = c.startFile(path, argv, env, dir, files)
+	return pid, err
+}
+
+func (c *children) startFile(path string, argv, env []string, dir string, files []*os.File) (pid int, end <-chan unix.WaitStatus, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
+	p, err := os.StartProcess(path, argv, &os.ProcAttr{
 		Dir:   dir,
 		Env:   env,
 		Files: files,

@@ -193,8 +193,8 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 			}
 			defer net.Close()
 			return r.Reply(nil, user, net)
-		case "spawn":
-			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files})
+		case "spawn", "spawn sealed":
+			pid, err := w.Spawn(ctx, Process{Argv: args[1:], Log: args[0], File: r.Files, Sealed: r.Op != "spawn"})
 			if err != nil {
 				return err
 			}

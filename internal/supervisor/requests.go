@@ -69,11 +69,12 @@ type released struct {
 // A Process is a program to be started detached: in its own session, with
 // /dev/null as standard input, and alive after the daemon ended.
 type Process struct {
-	Argv []string
-	Env  []string   // nil: the supervisor's
-	Dir  string     // "": "/"
-	Log  string     // file to which standard output and error are appended; "": /dev/null
-	File []*os.File `json:"-"` // descriptors 3, 4, …
+	Argv   []string
+	Env    []string   // nil: the supervisor's
+	Dir    string     // "": "/"
+	Log    string     // file to which standard output and error are appended; "": /dev/null
+	Sealed bool       // it is executed from a read-only mount, so that nobody whom it shows itself to can write to its file; not for scripts
+	File   []*os.File `json:"-"` // descriptors 3, 4, …
 }
 
 func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
@@ -175,7 +176,15 @@ func (s *supervisor) spawn(r *control.Request) error {
 		}
 		defer out.Close()
 	}
-	pid, _, err := s.kids.start(p.Argv, p.Env, p.Dir, append([]*os.File{null, out, out}, r.Files...))
+	pid, files := 0, append([]*os.File{null, out, out}, r.Files...)
+	if p.Sealed {
+		err = s.sealed.with(p.Argv[0], func(exe *os.File) (err error) {
+			pid, err = s.kids.startSealed(exe, p.Argv, p.Env, p.Dir, files)
+			return err
+		})
+	} else {
+		pid, _, err = s.kids.start(p.Argv, p.Env, p.Dir, files)
+	}
 	if err != nil {
 		return err
 	}

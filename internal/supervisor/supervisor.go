@@ -112,6 +112,7 @@ type supervisor struct {
 	watching   sync.WaitGroup
 
 	memory memories
+	sealed sealed
 
 	images sync.Mutex // held while mounts of images change
 
@@ -146,6 +147,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer cancel()
 	s := &supervisor{o: o, log: o.Log, stop: cancel, kids: newChildren(), keeperGone: make(chan struct{}, 1)}
 	defer s.kids.close()
+	defer s.sealed.close()
 	s.service = newService(os.Getenv, os.Getpid())
 	defer s.service.close()
 	if err := s.directories(); err != nil {

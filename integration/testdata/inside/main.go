@@ -114,6 +114,11 @@ func main() {
 			}
 			os.Stdout.Write(b)
 		}
+	case "take": // hold of a program of the host's: FILE
+		if err := take(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case "wait": // until it is killed
 		// The kernel keeps SIGTERM from an init that does not ask for it, and Go's runtime then exits with 2.
 		term := make(chan os.Signal, 1)
