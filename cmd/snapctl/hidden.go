@@ -34,6 +34,8 @@ func runMonitor(ctx context.Context, env *Env, args []string) error {
 	lowMemory()
 	monitor.IgnoreSignals(signal.Ignore)
 	unix.Setsid() // EPERM: it leads a session already, as is wanted
+	// It was executed by the number of a descriptor, which is no name for lists of processes.
+	os.WriteFile("/proc/self/comm", []byte("snapctl"), 0)
 	o := monitor.Options{Log: slog.New(slog.NewTextHandler(env.Stderr, nil))}
 	f := &flagSet{}
 	ready, listen := -1, -1
@@ -71,11 +73,14 @@ func runMonitor(ctx context.Context, env *Env, args []string) error {
 }
 
 // lowMemory tunes for a process that sleeps nearly always, of which there is
-// one per container: two threads run Go code, and the heap is collected at a
-// quarter of growth rather than at double. A monitor's live heap is below 1 MiB.
+// one per container: two threads run Go code, and the heap is collected early.
+// snapd says so in a monitor's environment, so that nothing is made for more
+// processors first; this is for whoever is started otherwise.
 func lowMemory() {
 	runtime.GOMAXPROCS(2)
-	debug.SetGCPercent(25)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
 }
 
 func inherited(fd int) io.WriteCloser {

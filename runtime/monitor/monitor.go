@@ -37,6 +37,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -76,6 +77,7 @@ type Monitor struct {
 	isReady  sync.Once
 	done     chan struct{} // closed when the end is known and recorded
 	release  func()        // for OpRelease: ends serve
+	stirred  chan struct{} // see slim
 
 	ready condition
 	line  *lineWatch // nil unless ready asks for a line
@@ -131,6 +133,7 @@ func newMonitor(dir string, o *Options) (*Monitor, error) {
 		dir: dir, cfg: cfg, runner: o.Runner, log: o.Log,
 		out:     &output{},
 		running: make(chan struct{}), readied: make(chan struct{}), done: make(chan struct{}),
+		stirred: make(chan struct{}, 1),
 	}
 	if m.ready, err = cfg.condition(); err != nil {
 		return nil, err
@@ -176,6 +179,7 @@ func (m *Monitor) serve(ctx context.Context, l *net.UnixListener) error {
 		}
 		cancel()
 	})
+	end.Go(func() { slim(ctx, m.stirred, debug.FreeOSMemory) })
 	if err := m.runner.Prepare(m.cfg); err != nil {
 		m.log.Warn("prepare", "err", err) // Start tries again and reports it
 	}

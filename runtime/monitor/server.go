@@ -19,8 +19,10 @@ func (m *Monitor) handle(ctx context.Context, r *control.Request) error {
 	case OpStart:
 		return m.handleStart(ctx, r)
 	case OpAttach:
+		defer m.stir()
 		return m.handleAttach(ctx, r)
 	case OpExec:
+		defer m.stir()
 		return m.handleExec(ctx, r)
 	case OpWait:
 		return m.handleWait(ctx, r)
