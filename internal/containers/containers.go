@@ -62,6 +62,7 @@ type Service struct {
 	opened    time.Time
 	quiet     quiet
 	followers sync.WaitGroup
+	states    states
 
 	mu       sync.Mutex
 	names    map[string]string // name → ID
@@ -119,7 +120,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		s.known[id], s.names[c.Name] = c, id
 		s.ranges.enter(c)
 		s.mu.Unlock()
-		if s.reconcile(id, c); monitor.Alive(s.dir(id)) {
+		if s.reconcile(id, c, s.inUse(id)); monitor.Alive(s.dir(id)) {
 			s.follow(c)
 		} else {
 			dead = append(dead, c)
@@ -135,14 +136,11 @@ func (s *Service) unfinished(id string) bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0
 }
 
-// reconcile ends what is left of a container whose monitor was killed.
-func (s *Service) reconcile(id string, c *monitor.Config) monitor.State {
+// reconcile ends what is left of a container whose monitor was killed; inUse says that it has one.
+func (s *Service) reconcile(id string, c *monitor.Config, inUse bool) monitor.State {
 	dir := s.dir(id)
-	s.mu.Lock()
-	spawning := s.spawning[id]
-	s.mu.Unlock()
-	if spawning || monitor.Alive(dir) {
-		st, err := monitor.LoadState(dir)
+	if inUse || s.inUse(id) { // it may have been given one since
+		st, err := s.states.load(id, dir)
 		if err != nil {
 			s.Log.Warn("container state", "container", id, "err", err)
 		}
@@ -219,6 +217,7 @@ func (s *Service) erase(id string) error {
 }
 
 func (s *Service) forget(id string) {
+	s.states.forget(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.known[id]; c != nil {
@@ -295,16 +294,15 @@ func (s *Service) Resolve(name string) (control.Container, error) {
 
 // row tells what became of a container; false if it is gone.
 func (s *Service) row(id string) (control.Container, bool) {
-	c := s.config(id)
-	if c == nil {
+	c, alive := s.config(id), s.inUse(id)
+	if c == nil || !alive && s.removed(id) {
 		return control.Container{}, false
 	}
-	if _, err := os.Stat(s.dir(id)); errors.Is(err, fs.ErrNotExist) { // its monitor has removed it
-		s.forget(id)
-		return control.Container{}, false
+	st := s.reconcile(id, c, alive)
+	if alive && st.Status != monitor.StatusRunning { // it may have ended, or be on its way, since we have looked
+		alive = monitor.Alive(s.dir(id))
 	}
-	st := s.reconcile(id, c)
-	if s.config(id) == nil {
+	if st.Status == monitor.StatusCreated && s.removed(id) || s.config(id) == nil {
 		return control.Container{}, false
 	}
 	row := control.Container{
@@ -319,10 +317,19 @@ func (s *Service) row(id string) (control.Container, bool) {
 		row.Pid = 0
 	}
 	row.Network, row.Exposed, row.IDs = networkMode(c), c.Network.Exposed, c.IDs
-	if monitor.Alive(s.dir(id)) {
+	if alive {
 		row.Socket, row.Endpoint = c.Socket, s.Networks.Endpoint(id)
 	}
 	return row, true
+}
+
+// removed says whether a container's monitor has removed it; then nobody knows it any more.
+func (s *Service) removed(id string) bool {
+	if _, err := os.Stat(s.dir(id)); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	s.forget(id)
+	return true
 }
 
 // List returns the containers, newest first: the running ones, or all.

@@ -14,6 +14,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -94,7 +95,7 @@ func (c *Conn) Peer() (*unix.Ucred, error) {
 
 // Send sends v as one frame, with duplicates of files. The caller keeps files.
 func (c *Conn) Send(v any, files ...*os.File) error {
-	payload, err := json.Marshal(v)
+	payload, err := encode(v)
 	if err != nil {
 		return err
 	}
@@ -145,7 +146,7 @@ func (c *Conn) Recv(v any) ([]*os.File, error) {
 	files := c.files
 	c.files = nil
 	if v != nil {
-		if err := json.Unmarshal(payload, v); err != nil {
+		if err := decode(payload, v); err != nil {
 			closeAll(files)
 			return nil, fmt.Errorf("malformed frame: %w", err)
 		}
@@ -231,6 +232,31 @@ type reply struct {
 	Error  *Error          `json:"error,omitempty"`
 }
 
+// resultStart begins a frame with nothing but a result.
+const resultStart = `{"result":`
+
+// encode is json.Marshal, which would look at all of a result, a list of many
+// containers, for a second time: it is JSON already.
+func encode(v any) ([]byte, error) {
+	r, ok := v.(reply)
+	if !ok || len(r.Result) == 0 || r.Event != nil || r.Error != nil {
+		return json.Marshal(v)
+	}
+	b := make([]byte, 0, len(resultStart)+len(r.Result)+1)
+	return append(append(append(b, resultStart...), r.Result...), '}'), nil
+}
+
+// decode is json.Unmarshal, and leaves it to who decodes the result to find out whether it is one.
+func decode(payload []byte, v any) error {
+	if r, ok := v.(*reply); ok {
+		if rest, ok := bytes.CutPrefix(payload, []byte(resultStart)); ok && bytes.HasSuffix(rest, []byte("}")) {
+			r.Result = rest[:len(rest)-1]
+			return nil
+		}
+	}
+	return json.Unmarshal(payload, v)
+}
+
 // Begin sends the first frame of a request. For operations that go on talking; others use Call.
 func (c *Conn) Begin(op string, args any, files ...*os.File) error {
 	raw, err := json.Marshal(args)
@@ -260,8 +286,11 @@ func (c *Conn) Finish(result any, event func(json.RawMessage)) ([]*os.File, erro
 			if event != nil {
 				event(r.Event)
 			}
-		case result == nil || len(r.Result) == 0:
+		case result == nil && json.Valid(r.Result) || len(r.Result) == 0:
 			return files, nil
+		case result == nil:
+			closeAll(files)
+			return nil, errors.New("malformed result")
 		default:
 			if err := json.Unmarshal(r.Result, result); err != nil {
 				closeAll(files)
