@@ -14,6 +14,7 @@ import (
 type result struct {
 	Starts []row    `json:",omitempty"`
 	Memory []sample `json:",omitempty"`
+	Idle   []crowd  `json:",omitempty"`
 }
 
 // A row is one runner.
@@ -58,5 +59,8 @@ func (r *result) print(w io.Writer, asJSON bool) error {
 		}
 		fmt.Fprintf(t, "total\t%.1f\t\t\n", s.Total)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || len(r.Idle) == 0 {
+		return err
+	}
+	return printCrowds(w, r.Idle)
 }
