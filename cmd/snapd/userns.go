@@ -57,12 +57,26 @@ func (c UsernsConfig) options(ns containers.UserNamespaces, log *slog.Logger) co
 
 // pool is what ranges come from. Files that cannot be read have no entry.
 func (c UsernsConfig) pool(subuid, subgid string, log *slog.Logger) userns.Pool {
+	u, _ := os.ReadFile(subuid)
+	g, _ := os.ReadFile(subgid)
+	p := c.choose(u, g, log)
+	for _, x := range []struct {
+		file  string
+		text  []byte
+		first uint32
+	}{{subuid, u, p.UID}, {subgid, g, p.GID}} {
+		if name, ok := userns.Claimed(x.text, x.first, p.Size); ok {
+			log.Warn("users for containers: another entry has some of them, too, so --userns auto keeps containers from each other, but not from that", "file", x.file, "entry", name, "pool", p.From)
+		}
+	}
+	return p
+}
+
+func (c UsernsConfig) choose(subuid, subgid []byte, log *slog.Logger) userns.Pool {
 	if c.Base != 0 {
 		return c.configured()
 	}
-	u, _ := os.ReadFile(subuid)
-	g, _ := os.ReadFile(subgid)
-	p, ok := userns.Subordinate(u, g)
+	p, ok := userns.Subordinate(subuid, subgid)
 	if !ok {
 		return userns.Default
 	}

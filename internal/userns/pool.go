@@ -133,17 +133,34 @@ func Subordinate(subuid, subgid []byte) (Pool, bool) {
 	return Pool{control.IDRange{UID: u, GID: g, Size: min(n, m)}, "the entry " + Owner + " of /etc/subuid and /etc/subgid"}, ok && both
 }
 
+// Claimed returns the first of others' entries in a file such as /etc/subuid that has
+// some of the numbers from first on: those are used by them, too.
+func Claimed(file []byte, first, size uint32) (name string, ok bool) {
+	for line := range bytes.Lines(file) {
+		name, a, n, ok := parseEntry(line)
+		if ok && name != Owner && overlap(a, n, first, size) {
+			return name, true
+		}
+	}
+	return "", false
+}
+
 func entry(file []byte) (first, size uint32, ok bool) {
 	for line := range bytes.Lines(file) {
-		f := strings.Split(strings.TrimSpace(string(line)), ":")
-		if len(f) != 3 || f[0] != Owner {
-			continue
-		}
-		a, err1 := strconv.ParseUint(f[1], 10, 32)
-		n, err2 := strconv.ParseUint(f[2], 10, 32)
-		if err1 == nil && err2 == nil {
-			return uint32(a), uint32(n), true
+		if name, a, n, ok := parseEntry(line); ok && name == Owner {
+			return a, n, true
 		}
 	}
 	return 0, 0, false
+}
+
+// parseEntry reads NAME:FIRST:SIZE.
+func parseEntry(line []byte) (name string, first, size uint32, ok bool) {
+	f := strings.Split(strings.TrimSpace(string(line)), ":")
+	if len(f) != 3 {
+		return "", 0, 0, false
+	}
+	a, err1 := strconv.ParseUint(f[1], 10, 32)
+	n, err2 := strconv.ParseUint(f[2], 10, 32)
+	return f[0], uint32(a), uint32(n), err1 == nil && err2 == nil
 }
