@@ -259,7 +259,12 @@ func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os
 	ns, err = s.connect(e, ns)
 	if s.damaged(err) {
 		s.Log.Warn("the containers' bridge or its tables are not as they were; making them anew", "err", err)
-		if err = errors.Join(s.repair(), s.deleteLink(e.Link)); err == nil {
+		// First the link: the new tables then know nothing of the old one's number.
+		err = s.deleteLink(e.Link)
+		s.mu.Lock()
+		e.index = 0
+		s.mu.Unlock()
+		if err = errors.Join(err, s.repair()); err == nil {
 			ns, err = s.connect(e, nil)
 		}
 	}

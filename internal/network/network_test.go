@@ -953,6 +953,29 @@ func TestBridgeRemoved(t *testing.T) {
 	s.attach(3)
 }
 
+// TestFlushedMeanwhile: a link that is made anew, as the tables were gone, is in them once.
+func TestFlushedMeanwhile(t *testing.T) {
+	s := newStand(t)
+	a := s.attach(1)
+	a.serve(t, "a", "tcp", 80)
+	for i := 2; i < 8; i++ {
+		other := &tables{bridge: s.o.Bridge}
+		must(t, other.delete())
+		c := s.attach(i)
+		if text, err := c.ask("tcp", join(a.IPv4.Addr(), 80)); !answers(text, err, "a") {
+			t.Errorf("%q, %v", text, err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); !s.haveTables(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the tables do not come back")
+			}
+		}
+		if got := content(t, s.o.Bridge); got["ports"] != i || got["own4"] != i {
+			t.Fatalf("with %d containers the tables have %v", i, got)
+		}
+	}
+}
+
 func FuzzTableDeleted(f *testing.F) {
 	f.Add([]byte{20, 0, 0, 0, unix.NFT_MSG_DELTABLE, unix.NFNL_SUBSYS_NFTABLES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Add(make([]byte, 40))
