@@ -28,6 +28,7 @@ var rules = []struct{ from, not, why string }{
 	{"runtime", module + "/internal", "the runner is a library of its own"},
 	{"runtime/oci", "net/http", "snapctl is this command line too, and starts in two milliseconds"},
 	{"runtime/oci", "github.com/containerd", "only its tests speak with containerd's libraries"},
+	{"runtime/...", "github.com/godbus", "every start and every monitor links it: runtime/systemd says the few messages itself"},
 	{"runtime/monitor", module + "/layers", "the runner knows neither images nor layers"},
 	{"runtime/monitor", "net/http", "there is one for every container: it has to be small"},
 	{"runtime/monitor", "google.golang.org/grpc", "there is one for every container: it has to be small"},

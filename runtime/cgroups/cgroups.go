@@ -152,6 +152,7 @@ type Group struct {
 	dirs    []dir
 	unified *os.File // directory of the version 2 group; nil without that version
 	device  *os.File // version 2's device filter, to replace it
+	adopted bool     // systemd has made it
 }
 
 type dir struct {
@@ -185,11 +186,7 @@ func Create(p string, r *specs.LinuxResources) (_ *Group, err error) {
 			err = errors.Join(err, g.Remove(ctx))
 		}
 	}()
-	unified := slices.ContainsFunc(list, func(h hierarchy) bool { return h.v2 })
-	want := append(slices.Clone(always), needed(r)...)
-	if !unified {
-		want = append(want, "freezer")
-	}
+	want := wanted(list, r)
 	for _, h := range list {
 		if h.v2 || slices.ContainsFunc(h.controllers, func(c string) bool { return slices.Contains(want, c) }) {
 			if err := g.make(h, want); err != nil {
@@ -200,8 +197,7 @@ func Create(p string, r *specs.LinuxResources) (_ *Group, err error) {
 	return g, g.apply(r, true)
 }
 
-// Open returns a group that exists, in the hierarchies where it does. Updating
-// its devices adds to the filter of version 2 that it has: see Update.
+// Open returns a group that exists, in the hierarchies where it does.
 func Open(p string) (*Group, error) {
 	if err := CheckPath(p); err != nil {
 		return nil, err
@@ -226,6 +222,15 @@ func Open(p string) (*Group, error) {
 		}
 	}
 	return g, nil
+}
+
+// wanted are the controllers that a group with some limits uses.
+func wanted(list []hierarchy, r *specs.LinuxResources) []string {
+	want := append(slices.Clone(always), needed(r)...)
+	if !slices.ContainsFunc(list, func(h hierarchy) bool { return h.v2 }) {
+		want = append(want, "freezer")
+	}
+	return want
 }
 
 // needed are the controllers that only some limits ask for.
@@ -269,7 +274,7 @@ func (g *Group) make(h hierarchy, want []string) error {
 		}
 		at = filepath.Join(at, part)
 		err := os.Mkdir(at, 0o755)
-		if errors.Is(err, fs.ErrExist) && i == len(parts)-1 {
+		if errors.Is(err, fs.ErrExist) && i == len(parts)-1 && !g.adopted {
 			if err = removeTree(at); err == nil {
 				err = os.Mkdir(at, 0o755)
 			}
@@ -353,6 +358,15 @@ func (g *Group) ID() (uint64, error) {
 		return st.Ino, os.NewSyscallError("stat", err)
 	}
 	return 0, nil
+}
+
+// Current tells whether the group has not been taken away since it was made or opened.
+func (g *Group) Current() bool {
+	if g.unified == nil {
+		return len(g.dirs) > 0
+	}
+	var own, now unix.Stat_t
+	return unix.Fstat(int(g.unified.Fd()), &own) == nil && unix.Stat(g.unified.Name(), &now) == nil && own.Ino == now.Ino
 }
 
 // Unified is the directory to give to CLONE_INTO_CGROUP; nil without version 2. It belongs to the group.

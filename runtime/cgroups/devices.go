@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -104,18 +105,27 @@ func deviceRules(list []specs.LinuxDeviceCgroup) ([]rule, error) {
 	return rules, nil
 }
 
-// setDevices writes the rules to the devices controller, or makes a filter for version 2.
-func (g *Group) setDevices(list []specs.LinuxDeviceCgroup) error {
+// setDevices writes the rules to the devices controller, or makes a filter for
+// version 2. Of a group that is not fresh they replace the ones it has, at no
+// moment with less than both allow.
+func (g *Group) setDevices(list []specs.LinuxDeviceCgroup, fresh bool) error {
 	rules, err := deviceRules(list)
 	if err != nil {
 		return err
 	}
 	d, ok := g.find("devices")
+	if !ok && g.unified == nil {
+		return ErrMissing
+	}
 	if !ok {
-		if g.unified == nil {
-			return ErrMissing
+		return g.replaceFilter(deviceFilter(fold(rules)), fresh)
+	}
+	if !fresh {
+		now, err := read(d.path, "devices.list")
+		if err != nil {
+			return err
 		}
-		return g.attachFilter(deviceFilter(fold(rules)))
+		rules = transition(now, rules)
 	}
 	var files [2]*os.File
 	for i, name := range []string{"devices.deny", "devices.allow"} {
@@ -136,6 +146,58 @@ func (g *Group) setDevices(list []specs.LinuxDeviceCgroup) error {
 		}
 	}
 	return nil
+}
+
+// transition are the rules that turn those of a devices.list into others: first
+// what is allowed from now on, then what is not any more. Where everything is
+// allowed, or will be, they are the others themselves.
+func transition(now string, rules []rule) []rule {
+	allow, want := fold(rules)
+	if allow {
+		return rules
+	}
+	out := want
+	for line := range strings.Lines(now) {
+		r, err := parseRule(strings.TrimSpace(line))
+		if err != nil {
+			return rules
+		}
+		for _, w := range want {
+			if w.kind == r.kind && w.major == r.major && w.minor == r.minor {
+				r.access &^= w.access
+			}
+		}
+		if r.access != 0 {
+			r.allow = false
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// parseRule reads a line of a devices.list, "c 136:* rwm".
+func parseRule(s string) (rule, error) {
+	f := strings.FieldsFunc(s, func(c rune) bool { return c == ' ' || c == ':' })
+	if len(f) != 4 || f[0] != "b" && f[0] != "c" {
+		return rule{}, fmt.Errorf("device rule %q", s)
+	}
+	r := rule{kind: f[0][0], allow: true}
+	for i, to := range []*int64{&r.major, &r.minor} {
+		if *to = -1; f[1+i] == "*" {
+			continue
+		}
+		n, err := strconv.ParseInt(f[1+i], 10, 32)
+		if err != nil {
+			return rule{}, fmt.Errorf("device rule %q: %w", s, err)
+		}
+		*to = n
+	}
+	for i, c := range "mrw" {
+		if strings.ContainsRune(f[3], c) {
+			r.access |= 1 << i
+		}
+	}
+	return r, nil
 }
 
 // fold does what the controller of version 1 does with rules one after the
@@ -229,6 +291,77 @@ func exception(e rule, allow bool, answer int32) []insn {
 	return block
 }
 
+// filterName is how the kernel shows our filters, and how we know them among others'.
+const filterName = "snapfs_dev"
+
+// replaceFilter is attachFilter, which takes off those of another process of ours, too.
+func (g *Group) replaceFilter(prog []insn, fresh bool) error {
+	var old []*os.File
+	if !fresh && g.device == nil {
+		var err error
+		if old, err = g.attached(); err != nil {
+			return fmt.Errorf("the device filters that there are: %w", err)
+		}
+	}
+	err := g.attachFilter(prog)
+	for _, f := range old {
+		if err == nil {
+			err = g.attach(unix.BPF_PROG_DETACH, f)
+		}
+		f.Close()
+	}
+	return err
+}
+
+// maxFilters is how many filters a group can have: BPF_CGROUP_MAX_PROGS, include/linux/bpf-cgroup-defs.h.
+const maxFilters = 64
+
+// attached are our filters on the version 2 group. systemd's stay as they are.
+func (g *Group) attached() (list []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range list {
+				f.Close()
+			}
+		}
+	}()
+	var ids [maxFilters]uint32
+	query := struct {
+		target, kind, flags, attachFlags uint32
+		ids                              uint64
+		n, _                             uint32
+	}{target: uint32(g.unified.Fd()), kind: unix.BPF_CGROUP_DEVICE, ids: uint64(uintptr(unsafe.Pointer(&ids[0]))), n: maxFilters}
+	if _, err := bpf(unix.BPF_PROG_QUERY, unsafe.Pointer(&query), unsafe.Sizeof(query)); err != nil {
+		return nil, err
+	}
+	for _, id := range ids[:min(query.n, maxFilters)] {
+		open := struct{ id, next, flags uint32 }{id: id}
+		fd, err := bpf(unix.BPF_PROG_GET_FD_BY_ID, unsafe.Pointer(&open), unsafe.Sizeof(open))
+		if err != nil {
+			return list, err
+		}
+		f := os.NewFile(fd, "device filter")
+		var info struct { // struct bpf_prog_info, as far as the name
+			_    [64]byte
+			name [16]byte
+		}
+		ask := struct {
+			fd, size uint32
+			info     uint64
+		}{uint32(fd), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))}
+		_, err = bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&ask), unsafe.Sizeof(ask))
+		if err != nil || unix.ByteSliceToString(info.name[:]) != filterName {
+			f.Close()
+			if err != nil {
+				return list, err
+			}
+			continue
+		}
+		list = append(list, f)
+	}
+	return list, nil
+}
+
 // attachFilter puts a device filter on the version 2 group, then takes off the one before it.
 func (g *Group) attachFilter(prog []insn) error {
 	license := []byte("Apache-2.0\x00")
@@ -242,7 +375,7 @@ func (g *Group) attachFilter(prog []insn) error {
 		ifindex, expectedAttachType uint32
 	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, n: uint32(len(prog)), insns: uint64(uintptr(unsafe.Pointer(&prog[0]))),
 		license: uint64(uintptr(unsafe.Pointer(&license[0]))), expectedAttachType: unix.BPF_CGROUP_DEVICE}
-	copy(load.name[:], "snapfs_dev")
+	copy(load.name[:], filterName)
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
 	if err != nil {
 		return fmt.Errorf("load the device filter: %w", err)

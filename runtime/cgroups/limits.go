@@ -56,7 +56,7 @@ func (g *Group) apply(r *specs.LinuxResources, fresh bool) error {
 		r = &specs.LinuxResources{}
 	}
 	if fresh || len(r.Devices) > 0 {
-		if err := g.setDevices(r.Devices); err != nil {
+		if err := g.setDevices(r.Devices, fresh); err != nil {
 			return fmt.Errorf("devices: %w", err)
 		}
 	}
