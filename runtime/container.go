@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -63,7 +64,7 @@ func (c *Container) Paused() (bool, error) { return c.group.Frozen() }
 // Stats reads what the container uses.
 func (c *Container) Stats() (*cgroups.Stats, error) { return c.group.Stats() }
 
-// Update changes limits while the container runs.
+// Update changes limits while the container runs. A scope of systemd wants UpdateScope besides.
 func (c *Container) Update(r *specs.LinuxResources) error { return c.group.Update(r) }
 
 // OOMKilled tells whether the kernel killed a process of the container because
@@ -86,7 +87,10 @@ func (c *Container) Close() error {
 	defer cancel()
 	var errs []error
 	if c.group != nil {
-		errs = append(errs, c.group.Kill())
+		// systemd takes away a scope that is empty.
+		if err := c.group.Kill(); c.plan.scope == nil || !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	for _, p := range append(slices.Clone(c.execs), c.init) {
 		if p == nil {
@@ -105,7 +109,7 @@ func (c *Container) Close() error {
 		}
 	}
 	if c.group != nil {
-		errs = append(errs, c.group.Remove(ctx))
+		errs = append(errs, c.plan.removeGroup(ctx, c.group))
 	}
 	return errors.Join(errs...)
 }

@@ -123,9 +123,6 @@ func (s *start) openStdio(f Files) error {
 			s.stdin = append(s.stdin, fd)
 		}
 	}
-	if len(f.Extra) > MaxExtra {
-		return fmt.Errorf("%d descriptors besides the standard ones: at most %d can be passed: %w", len(f.Extra), MaxExtra, ErrUnsupported)
-	}
 	s.extra = len(f.Extra)
 	for _, file := range f.Extra {
 		fd, err := rawDup(file)
@@ -136,6 +133,34 @@ func (s *start) openStdio(f Files) error {
 		s.stdin = append(s.stdin, fd)
 	}
 	return nil
+}
+
+// reserve occupies the numbers that the child renumbers to, so that nothing that
+// is opened from now on, here or in the child, has one of them. Without
+// descriptors of the caller's that is so by lowFDs.
+func (s *start) reserve(f Files) error {
+	n := len(f.Extra)
+	if n == 0 {
+		return nil
+	}
+	if n > MaxExtra {
+		return fmt.Errorf("%d besides the standard ones: at most %d can be passed: %w", n, MaxExtra, ErrUnsupported)
+	}
+	null, err := openNull()
+	if err != nil {
+		return err
+	}
+	s.fds.add(null)
+	for last := 2*(3+n) + 2; ; { // as joinContainer has them
+		fd, err := unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return fmt.Errorf("%d besides the standard ones: %w", n, err)
+		}
+		if fd > last {
+			return unix.Close(fd)
+		}
+		s.fds.add(fd)
+	}
 }
 
 func (s *start) openOne(file *os.File) (int, error) {

@@ -66,6 +66,9 @@ func (c *Container) forget() {
 
 func (s *start) prepareExec(c *Container, f Files) error {
 	s.exec, s.container = true, c
+	if err := s.reserve(f); err != nil {
+		return &StepError{"descriptors", err}
+	}
 	if err := c.openInside(s.proc.terminal); err != nil {
 		return err
 	}

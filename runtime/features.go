@@ -7,7 +7,7 @@ import (
 
 // MountOptions are the mount options that NewPlan knows, sorted; others are given to the file system.
 func MountOptions() []string {
-	list := []string{"bind", "rbind", "idmap", "ridmap", "defaults"}
+	list := []string{"bind", "rbind", "idmap", "ridmap", "defaults", "tmpcopyup"}
 	for name := range mountAttrs {
 		list = append(list, name, "r"+name)
 	}
@@ -34,4 +34,15 @@ func Capabilities() []string {
 		list = append(list, "CAP_"+n)
 	}
 	return list
+}
+
+// MemoryPolicies are the modes and the flags of linux.memoryPolicy that NewPlan knows, sorted.
+func MemoryPolicies() (modes, flags []string) {
+	for _, m := range sortedKeys(memPolicies) {
+		modes = append(modes, string(m))
+	}
+	for _, f := range sortedKeys(memPolicyFlags) {
+		flags = append(flags, string(f))
+	}
+	return modes, flags
 }

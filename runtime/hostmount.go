@@ -74,7 +74,11 @@ func (p *Plan) detach(m *mount) (int, error) {
 		if err != nil {
 			return -1, err
 		}
-		fd, err := makeFS(m.kind, params, m.set)
+		attrs := m.set
+		if m.copies {
+			attrs &^= unix.MOUNT_ATTR_RDONLY // until it is filled
+		}
+		fd, err := makeFS(m.kind, params, attrs)
 		if err != nil {
 			return -1, err
 		}

@@ -28,7 +28,7 @@ func (s *start) needLine() error {
 	p := s.plan
 	h := &p.hooks
 	if s.park == nil && len(h.runtime)+len(h.container)+len(h.start) == 0 && p.newNS&unix.CLONE_NEWUSER == 0 &&
-		!p.joinsUser() && !s.notifies() {
+		!p.joinsUser() && !s.notifies() && len(p.netDevices) == 0 {
 		return nil
 	}
 	if err := s.openLine(); err != nil {
@@ -111,6 +111,9 @@ func (s *start) enter(g *cgroups.Group) error {
 	if plan.newNS&unix.CLONE_NEWCGROUP != 0 {
 		p.step = "cgroup namespace"
 		p.add(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
+	if len(plan.netDevices) > 0 {
+		s.sync(msgDevices)
 	}
 	return nil
 }

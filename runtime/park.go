@@ -43,7 +43,7 @@ const (
 //
 // The container is not the caller's to Close when it is to live on: see Release.
 func Create(ctx context.Context, p *Plan, f Files, park Parking) (*Container, error) {
-	return startOrCreate(ctx, p, f, &park)
+	return startOrCreate(ctx, p, f, &park, park.Hooks)
 }
 
 // openParking makes the FIFOs and opens them for the child.

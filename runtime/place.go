@@ -95,6 +95,11 @@ func (s *start) placeMount(m *mount, g *cgroups.Group) error {
 	if at.fd >= 0 && (at.kind == unix.S_IFDIR) == done.isFile {
 		return unix.ENOTDIR
 	}
+	if m.copies {
+		if err := errors.Join(m.copyUp(at, done.fd), setAttrs(done.fd, m.set&unix.MOUNT_ATTR_RDONLY, 0, 0, false)); err != nil {
+			return err
+		}
+	}
 	s.prog.moveMount(source, s.target(at))
 	done.path = at.path
 	s.tree.mounts = append(s.tree.mounts, done)

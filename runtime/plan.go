@@ -30,6 +30,9 @@ type Options struct {
 	SeccompCache string
 	// Init runs the program below a tiny PID 1 that reaps orphans and passes signals on.
 	Init bool
+	// Systemd makes the cgroup a transient scope of systemd: cgroupsPath is SLICE:PREFIX:NAME,
+	// of which the first two have defaults, and CgroupParent means nothing.
+	Systemd bool
 	// NoNewKeyring leaves the container the caller's session keyring.
 	NoNewKeyring bool
 }
@@ -43,6 +46,7 @@ type Plan struct {
 	hooks       hooks
 
 	cgroup    string // below the mount points of the hierarchies
+	scope     *scope // the unit that it is of; nil none
 	resources *specs.LinuxResources
 
 	rootPath     string
@@ -51,7 +55,8 @@ type Plan struct {
 
 	newNS       uintptr // CLONE_NEW* of the namespaces to make
 	join        []joinNS
-	ids         ids    // of a user namespace
+	ids         ids // of a user namespace
+	netDevices  []netDevice
 	timeOffsets string // for /proc/PID/timens_offsets
 	mountLabel  string
 	noKeyring   bool
@@ -65,6 +70,7 @@ type Plan struct {
 	hostname, domainname string
 
 	proc         process
+	memPolicy    *memPolicy
 	seccomp      *specs.LinuxSeccomp
 	seccompCache string
 	init         bool
@@ -107,8 +113,12 @@ func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
 	}
 	for _, step := range []func() error{
 		func() error { return p.planNamespaces(linux) },
+		func() (err error) {
+			p.netDevices, err = planNetDevices(linux, p.own())
+			return within("linux.netDevices", err)
+		},
 		func() (err error) { p.hooks, err = planHooks(spec.Hooks); return err },
-		func() error { return p.planCgroup(linux, o.CgroupParent) },
+		func() error { return p.planCgroup(linux, o) },
 		func() error { return p.planMounts(spec.Mounts, linux) },
 		func() error { return p.planDevices(linux.Devices) },
 		func() error { return p.planPaths(linux) },
@@ -118,6 +128,10 @@ func NewPlan(spec *specs.Spec, o Options) (*Plan, error) {
 		func() (err error) {
 			p.proc.persona, err = planPersonality(linux.Personality)
 			return within("linux.personality", err)
+		},
+		func() (err error) {
+			p.memPolicy, err = planMemPolicy(linux.MemoryPolicy)
+			return within("linux.memoryPolicy", err)
 		},
 		p.checkMapped,
 	} {
@@ -153,8 +167,6 @@ func refuse(s *specs.Spec) error {
 		used bool
 	}{
 		{"linux.intelRdt", l.IntelRdt != nil},
-		{"linux.memoryPolicy", l.MemoryPolicy != nil},
-		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"vm", s.VM != nil},
 	} {
 		if c.used {
@@ -270,12 +282,17 @@ func (p *Plan) own() uintptr {
 	return f
 }
 
-func (p *Plan) planCgroup(l *specs.Linux, parent string) error {
+func (p *Plan) planCgroup(l *specs.Linux, o Options) error {
+	parent := o.CgroupParent
 	if parent == "" {
 		parent = "/snapfs"
 	}
 	p.cgroup, p.resources = parent+"/"+p.id, l.Resources
 	switch {
+	case o.Systemd:
+		if err := p.planScope(l); err != nil {
+			return err
+		}
 	case strings.HasPrefix(l.CgroupsPath, "/"):
 		p.cgroup = l.CgroupsPath
 	case l.CgroupsPath != "":

@@ -21,6 +21,7 @@ type mount struct {
 	set, clear       uint64 // MOUNT_ATTR_*
 	setRec, clearRec uint64 // the same for the whole tree
 	recursive        bool   // rbind
+	copies           bool   // tmpcopyup
 	propagation      uint64 // MS_*; with propagationRec for the whole tree
 	propagationRec   bool
 
@@ -145,7 +146,9 @@ func (m *mount) option(o string) error {
 		m.idmap = true
 	case "ridmap":
 		m.idmap, m.idmapRec = true, true
-	case "tmpcopyup", "remount", "mand", "silent", "user":
+	case "tmpcopyup":
+		m.copies = true
+	case "remount", "mand", "silent", "user":
 		return fmt.Errorf("option %s: %w", o, ErrUnsupported)
 	default:
 		if o == "" || strings.ContainsRune(o, 0) {
@@ -169,6 +172,9 @@ func (m *mount) check() error {
 	}
 	if m.idmap && m.kind != "bind" {
 		return fmt.Errorf("id mappings of a mount that is not a bind mount: %w", ErrUnsupported)
+	}
+	if m.copies && m.kind != "tmpfs" {
+		return fmt.Errorf("option tmpcopyup: it is of tmpfs, not of %s", m.kind)
 	}
 	switch m.kind {
 	case "bind":

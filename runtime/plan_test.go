@@ -61,17 +61,35 @@ func TestPlanRefuses(t *testing.T) {
 			//lint:ignore SA1019 a deprecated hook is one nevertheless
 			s.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/x", Args: []string{"\x00"}}}}
 		},
-		"apparmorProfile":             func(s *specs.Spec) { s.Process.ApparmorProfile = "x\n" },
-		"selinuxLabel":                func(s *specs.Spec) { s.Process.SelinuxLabel = strings.Repeat("x", 5000) },
-		"mountLabel":                  func(s *specs.Spec) { s.Linux.MountLabel = "\"" },
-		"intelRdt: not supported":     func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
-		"memoryPolicy: not supported": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
-		"netDevices: not supported":   func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
-		"policy \"x\" is none":        func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "x"} },
-		"nice 20":                     func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Nice: 20} },
-		"only SCHED_FIFO":             func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Priority: 1} },
-		"are of SCHED_DEADLINE":       func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Runtime: 1} },
-		"class \"\" is none":          func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
+		"apparmorProfile":         func(s *specs.Spec) { s.Process.ApparmorProfile = "x\n" },
+		"selinuxLabel":            func(s *specs.Spec) { s.Process.SelinuxLabel = strings.Repeat("x", 5000) },
+		"mountLabel":              func(s *specs.Spec) { s.Linux.MountLabel = "\"" },
+		"intelRdt: not supported": func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"memoryPolicy: mode":      func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
+		"MPOL_BIND needs nodes":   func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} },
+		"no list of memory nodes": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "a"}
+		},
+		"neither nodes nor flags": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolLocal, Nodes: "0"}
+		},
+		"both static and relative": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes, specs.MpolFRelativeNodes}}
+		},
+		"netDevices: the container has the host's": func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
+		"no name of a device": func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "network"})
+			s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {Name: "a/b"}}
+		},
+		"two devices are to be called": func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "network"})
+			s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {Name: "x"}, "x": {}}
+		},
+		"policy \"x\" is none":  func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "x"} },
+		"nice 20":               func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Nice: 20} },
+		"only SCHED_FIFO":       func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Priority: 1} },
+		"are of SCHED_DEADLINE": func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Runtime: 1} },
+		"class \"\" is none":    func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
 		"ioPriority: priority 8": func(s *specs.Spec) {
 			s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 8}
 		},
@@ -98,7 +116,7 @@ func TestPlanRefuses(t *testing.T) {
 		"type is missing": func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/a"}} },
 		"destination /":   func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/a/..", Type: "tmpfs"}} },
 		"option tmpcopyup": func(s *specs.Spec) {
-			s.Mounts = []specs.Mount{{Destination: "/a", Type: "tmpfs", Options: []string{"tmpcopyup"}}}
+			s.Mounts = []specs.Mount{{Destination: "/a", Type: "bind", Source: "/", Options: []string{"tmpcopyup"}}}
 		},
 		"option \"size=1\" means": func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/a", Type: "bind", Source: "/", Options: []string{"size=1"}}}

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -30,8 +31,8 @@ type Files struct {
 	Extra []*os.File
 }
 
-// MaxExtra is how many descriptors a process can get besides the standard ones.
-const MaxExtra = (lowFDs-8)/2 - 3
+// MaxExtra is how many descriptors a process can get besides the standard ones, if the process's own limit allows it.
+const MaxExtra = 1 << 16
 
 // Start starts a container. It returns when the program has been executed; if
 // it returns an error, nothing is left. If ctx ends first the child is killed.
@@ -41,23 +42,38 @@ const MaxExtra = (lowFDs-8)/2 - 3
 // joins the container. A thread sleeps in vfork until the program is
 // executed: a process that serves the container's file systems must not call this.
 func Start(ctx context.Context, p *Plan, f Files) (*Container, error) {
-	c, err := startOrCreate(ctx, p, f, nil)
+	return StartNoted(ctx, p, f, nil)
+}
+
+// StartNoted is Start that calls note before the first hook, so that somebody
+// knows to call Poststop even if the caller is killed in one. If note fails, none runs.
+func StartNoted(ctx context.Context, p *Plan, f Files, note func() error) (*Container, error) {
+	if note != nil {
+		note = sync.OnceValue(note)
+	}
+	c, err := startOrCreate(ctx, p, f, nil, note)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Poststart(ctx); err != nil {
+	if note != nil && len(p.hooks.poststart) > 0 {
+		err = note()
+	}
+	if err == nil {
+		err = c.Poststart(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.Close(), p.Poststop(context.WithoutCancel(ctx)))
 	}
 	return c, nil
 }
 
 // startOrCreate is Start and Create.
-func startOrCreate(ctx context.Context, p *Plan, f Files, park *Parking) (_ *Container, err error) {
+func startOrCreate(ctx context.Context, p *Plan, f Files, park *Parking, note func() error) (_ *Container, err error) {
 	if !supported {
 		return nil, fmt.Errorf("start a container on this architecture: %w", ErrUnsupported)
 	}
 	s := newStart(p, p.proc)
-	s.park = park
+	s.park, s.note = park, note
 	defer s.close()
 	c := &Container{plan: p, devpts: -1, root: -1}
 	defer func() {
@@ -71,9 +87,12 @@ func startOrCreate(ctx context.Context, p *Plan, f Files, park *Parking) (_ *Con
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return nil, &StepError{"PR_SET_DUMPABLE", err}
 	}
-	if c.group, err = cgroups.Create(p.cgroup, p.resources); err != nil {
+	group, joined, err := p.makeGroup(ctx)
+	if err != nil {
 		return nil, &StepError{"cgroup " + p.cgroup, err}
 	}
+	c.group = group
+	defer joined()
 	if err := s.prepare(c, f); err != nil {
 		return nil, err
 	}
@@ -116,6 +135,7 @@ type start struct {
 	forks       bool // the first child makes a second one
 	forksInside bool // and this when it has joined and given up everything
 	park        *Parking
+	note        func() error // before the first hook
 	fifos       [2]int
 	parkedAt    int
 	leave       bool
@@ -150,6 +170,7 @@ func (s *start) prepare(c *Container, f Files) error {
 		name string
 		do   func() error
 	}{
+		{"descriptors", func() error { return s.reserve(f) }},
 		{"rootfs", func() error { return s.openRoot(f.Rootfs) }},
 		{"user", func() error { return s.lookup(s.tree.root) }},
 		{"labels", s.checkLabels},
@@ -333,6 +354,9 @@ func (s *start) finishProcess(withInit bool) error {
 	p.defaultSignals(ignoredSignals())
 	p.chdir(pr.cwd)
 	p.schedule(pr)
+	if !s.hook {
+		p.memoryPolicy(s.plan.memPolicy)
+	}
 	labels := s.openLabels()
 	p.rlimits(pr.rlimits) // nothing is opened any more
 	keep := reportFD + s.extra

@@ -14,9 +14,15 @@ func (p *Plan) String() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("cgroup %s%s", p.cgroup, resources(p.resources))
+	if p.scope != nil {
+		line("unit %s in %s, made by systemd", p.scope.unit, p.scope.slice)
+	}
 	line("namespaces%s", nsNames(p.newNS))
 	for _, j := range p.join {
 		line("join%s %s", nsNames(j.kind), j.path)
+	}
+	for _, d := range p.netDevices {
+		line("network device %s as %s", d.host, d.name)
 	}
 	root := p.rootPath
 	if root == "" {
@@ -137,6 +143,9 @@ func (m *mount) details() string {
 	}
 	if m.recursive {
 		list = append(list, "rbind")
+	}
+	if m.copies {
+		list = append(list, "tmpcopyup")
 	}
 	list = append(list, m.params...)
 	if len(list) == 0 {

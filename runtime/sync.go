@@ -37,6 +37,7 @@ const (
 	msgStartHooks  = msgMark + 3
 	msgListener    = msgMark + 4 // a word follows: the descriptor of the seccomp notifier, in the child
 	msgParked      = msgMark + 5 // from now on the line is the FIFOs of a Parking
+	msgDevices     = msgMark + 6 // of the network
 )
 
 const goAhead = 'g'
@@ -221,16 +222,19 @@ func (s *start) handleSync(ctx context.Context, c *Container) func(uint64, *Proc
 		switch kind {
 		case msgMapIDs:
 			return s.mapIDs(p)
+		case msgDevices:
+			return s.moveDevices(p)
 		case msgCreateHooks:
 			c.init = p
-			if s.park != nil && s.park.Hooks != nil {
-				if err := s.park.Hooks(); err != nil {
-					return err
-				}
+			if err := s.noteHooks(); err != nil {
+				return err
 			}
 			return c.createHooks(ctx)
 		case msgStartHooks:
 			c.init = p
+			if err := s.noteHooks(); err != nil {
+				return err
+			}
 			return c.startHooks(ctx)
 		case msgListener:
 			return s.passListener(ctx, p)
@@ -240,6 +244,14 @@ func (s *start) handleSync(ctx context.Context, c *Container) func(uint64, *Proc
 		}
 		return fmt.Errorf("the child waits for something unknown, %#x", kind)
 	}
+}
+
+// noteHooks tells who started the container that hooks begin.
+func (s *start) noteHooks() error {
+	if s.note == nil {
+		return nil
+	}
+	return s.note()
 }
 
 // mapIDs does what can only be done from outside of a new user namespace: its

@@ -208,7 +208,8 @@ func readlink(fd int) (string, error) {
 // dupHigh duplicates a descriptor out of the range that a child renumbers.
 func dupHigh(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowFDs) }
 
-// lowFDs is how many descriptors a child has numbers of its own for.
+// lowFDs is how many descriptors a child has numbers of its own for; more, if it
+// gets some of the caller's (reserve).
 const lowFDs = 32 // stdio and those of joinContainer
 
 // A closer is a list of descriptors to close.

@@ -29,7 +29,7 @@ func BenchmarkSpec(b *testing.B) {
 		must(b, err)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, err := c.plan(s, "x", "/b", false)
+			_, err := c.plan(s, "x", "/b", false, false)
 			must(b, err)
 		}
 	})

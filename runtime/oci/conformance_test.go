@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -70,7 +71,7 @@ func TestConformance(t *testing.T) {
 		t.Log("no crun here: there is no control")
 	}
 	ours, theirs, n := 0, 0, 0
-	for _, c := range checks {
+	for _, c := range slices.Concat(checks, moreChecks) {
 		t.Run(c.name, func(t *testing.T) {
 			failures := try(t, nil, c)
 			if t.Skipped() {

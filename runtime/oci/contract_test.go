@@ -189,7 +189,7 @@ func TestGoRuncRun(t *testing.T) {
 		t.Errorf("Checkpoint = %v", err)
 	}
 	r.SystemdCgroup = true
-	if _, err := r.State(ctx, b.id); err == nil || !strings.Contains(err.Error(), "--systemd-cgroup: not supported") {
+	if err := r.Create(ctx, b.id, b.bundle, nil); err == nil || !strings.Contains(err.Error()+b.lastError(), "want SLICE:PREFIX:NAME") {
 		t.Errorf("with --systemd-cgroup: %v", err)
 	}
 }

@@ -159,7 +159,7 @@ func (m making) prepare(c *CLI, id string, foreground bool) (*job, error) {
 	if j.files, err = m.files(c, j.terminal, env); err != nil {
 		return nil, err
 	}
-	if j.plan, err = c.plan(s, id, bundle, m.noKeyring); err != nil {
+	if j.plan, err = c.plan(s, id, bundle, m.noKeyring, c.systemd); err != nil {
 		return nil, err
 	}
 	for _, w := range j.plan.Warnings() {
@@ -174,7 +174,7 @@ func (m making) prepare(c *CLI, id string, foreground bool) (*job, error) {
 	}
 	j.k.record = record{
 		Version: s.Version, ID: id, Bundle: bundle, Rootfs: s.Root.Path, Created: time.Now().UTC(), Annotations: s.Annotations,
-		Cgroup: j.plan.Cgroup(), PrivatePID: j.plan.PrivatePID(), Keyring: !m.noKeyring,
+		Cgroup: j.plan.Cgroup(), Scope: j.plan.Scope(), PrivatePID: j.plan.PrivatePID(), Keyring: !m.noKeyring,
 	}
 	if err := errors.Join(os.WriteFile(filepath.Join(j.k.dir, configFile), j.config, 0o600), j.k.store()); err != nil {
 		return nil, errors.Join(err, j.discard())
@@ -201,6 +201,12 @@ func (j *job) recordProcess(c *runtime.Container) error {
 	return j.k.store()
 }
 
+// hooksBegin stores that poststop hooks have something to take away.
+func (j *job) hooksBegin() error {
+	j.k.Hooked = true
+	return j.k.store()
+}
+
 func create(ctx context.Context, c *CLI, args []string) error {
 	var m making
 	f := c.flags("create", "[options] ID")
@@ -219,10 +225,7 @@ func create(ctx context.Context, c *CLI, args []string) error {
 			return err
 		}
 		return j.recordProcess(r)
-	}, Hooks: func() error {
-		j.k.Hooked = true
-		return j.k.store()
-	}})
+	}, Hooks: j.hooksBegin})
 	if err != nil {
 		return errors.Join(fmt.Errorf("create: %w", err), j.discard())
 	}
@@ -290,7 +293,7 @@ func run(ctx context.Context, c *CLI, args []string) error {
 		return err
 	}
 	j.files.Leave = m.detach
-	r, err := runtime.Start(ctx, j.plan, j.files)
+	r, err := runtime.StartNoted(ctx, j.plan, j.files, j.hooksBegin)
 	if err != nil {
 		return errors.Join(fmt.Errorf("run: %w", err), j.discard())
 	}

@@ -40,7 +40,7 @@ func FuzzSpec(f *testing.F) {
 		if err != nil {
 			return
 		}
-		p, err := c.plan(s, "x", "/b", false)
+		p, err := c.plan(s, "x", "/b", false, false)
 		if err != nil {
 			return
 		}

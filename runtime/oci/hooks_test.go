@@ -167,32 +167,37 @@ func TestHookFails(t *testing.T) {
 	}
 }
 
-// TestHookKilled: what hooks have made is taken away though create was killed in one.
+// TestHookKilled: what hooks have made is taken away though the runtime was killed in one.
 func TestHookKilled(t *testing.T) {
-	b := newBench(t, "sleep")
-	begun, held := filepath.Join(b.bundle, "begun"), filepath.Join(b.bundle, "held")
-	must(t, unix.Mkfifo(begun, 0o600))
-	must(t, unix.Mkfifo(held, 0o600))
-	hold, err := os.OpenFile(held, os.O_RDWR, 0)
-	must(t, err)
-	defer hold.Close() // the hook ends then
-	b.spec.Hooks = &specs.Hooks{
-		CreateRuntime: []specs.Hook{b.hook("createRuntime", "echo >"+begun+"; read x <"+held)},
-		Poststop:      []specs.Hook{b.hook("poststop", ":")},
+	for _, c := range []struct{ verb, at string }{{"create", "createRuntime"}, {"run", "createRuntime"}, {"run", "poststart"}} {
+		b := newBench(t, "sleep")
+		begun, held := filepath.Join(b.bundle, "begun"), filepath.Join(b.bundle, "held")
+		must(t, unix.Mkfifo(begun, 0o600))
+		must(t, unix.Mkfifo(held, 0o600))
+		hold, err := os.OpenFile(held, os.O_RDWR, 0)
+		must(t, err)
+		defer hold.Close() // the hook ends then
+		b.spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{b.hook("poststop", ":")}}
+		first := []specs.Hook{b.hook(c.at, "echo >"+begun+"; read x <"+held)}
+		if c.at == "poststart" {
+			b.spec.Hooks.Poststart = first
+		} else {
+			b.spec.Hooks.CreateRuntime = first
+		}
+		b.write()
+		cmd := b.cmd(c.verb, "--bundle", b.bundle, b.id)
+		must(t, cmd.Start())
+		f, err := os.Open(begun) // waits until the hook runs
+		must(t, err)
+		defer f.Close()
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		b.ok("delete", "--force", b.id)
+		if names, _ := b.hookLog(); strings.Join(names, " ") != c.at+" poststop" {
+			t.Errorf("%s: hooks %v, want %s, poststop", c.verb, names, c.at)
+		}
+		b.gone()
 	}
-	b.write()
-	cmd := b.cmd("create", "--bundle", b.bundle, b.id)
-	must(t, cmd.Start())
-	f, err := os.Open(begun) // waits until the hook runs
-	must(t, err)
-	defer f.Close()
-	must(t, cmd.Process.Kill())
-	_ = cmd.Wait()
-	b.ok("delete", "--force", b.id)
-	if names, _ := b.hookLog(); strings.Join(names, " ") != "createRuntime poststop" {
-		t.Errorf("hooks %v, want createRuntime, poststop", names)
-	}
-	b.gone()
 }
 
 func TestHookTimeout(t *testing.T) {

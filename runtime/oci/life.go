@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/runtime"
 	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
@@ -189,7 +190,11 @@ func (k *container) signalAll(sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(g.Signal(sig), g.Release())
+	err = g.Signal(sig)
+	if k.Scope != "" && errors.Is(err, fs.ErrNotExist) {
+		err = nil // it has ended, and systemd has taken it away
+	}
+	return errors.Join(err, g.Release())
 }
 
 func (k *container) thaw() error {
@@ -272,7 +277,18 @@ func (c *CLI) destroy(ctx context.Context, k *container) error {
 		}
 		wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		if err := errors.Join(g.Kill(), g.Remove(wait)); err != nil {
+		err = g.Kill()
+		if k.Scope != "" {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil // systemd has taken it away
+			}
+			if g.Current() { // else it has ended, and its name may be another's
+				if serr := runtime.EndScope(wait, k.Scope); serr != nil {
+					c.report("warning", serr.Error()) // it ends by itself when the group is empty
+				}
+			}
+		}
+		if err := errors.Join(err, g.Remove(wait)); err != nil {
 			return err
 		}
 	}

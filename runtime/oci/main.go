@@ -50,6 +50,7 @@ type CLI struct {
 	root      string
 	log       string
 	logFormat string
+	systemd   bool
 }
 
 // verbs are what the command line can do. One that ends with a status of its own returns a *statusError.
@@ -100,7 +101,7 @@ func (c *CLI) main(args []string) error {
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.Bool("debug", false, "taken, as runc does; there is nothing more to log")
 	version := both(f, f.BoolVar, "version", "v", "show versions")
-	systemd := f.Bool("systemd-cgroup", false, "refused: cgroups are made in the file system")
+	f.BoolVar(&c.systemd, "systemd-cgroup", false, "have systemd make the cgroup: cgroupsPath is SLICE:PREFIX:NAME")
 	rootless := f.String("rootless", "auto", "only false and auto: it takes root")
 	criu := f.String("criu", "", "ignored")
 	if err := f.Parse(args); err != nil {
@@ -113,8 +114,6 @@ func (c *CLI) main(args []string) error {
 	case *version:
 		_, err := fmt.Fprintf(c.Stdout, "%s version %s\nspec: %s\n", c.Name, c.Version, specs.Version)
 		return err
-	case *systemd:
-		return errors.New("--systemd-cgroup: not supported; use the cgroupfs driver (containerd: SystemdCgroup = false, kubelet: cgroupDriver: cgroupfs)")
 	case *rootless != "auto" && *rootless != "false":
 		return fmt.Errorf("--rootless %s: not supported", *rootless)
 	case f.NArg() == 0:

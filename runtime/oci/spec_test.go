@@ -409,7 +409,7 @@ func TestPreservedDescriptors(t *testing.T) {
 			}
 		}
 	}
-	b.fails(1, "--preserve-fds 99", "create", "--preserve-fds", "99", "--bundle", b.bundle, "x")
+	b.fails(1, "--preserve-fds 99999", "create", "--preserve-fds", "99999", "--bundle", b.bundle, "x")
 	b.fails(1, "descriptor 3", "create", "--preserve-fds", "1", "--bundle", b.bundle, "x")
 }
 

@@ -46,7 +46,8 @@ type record struct {
 	Created     time.Time         `json:"created"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Cgroup      string            `json:"cgroup"`
-	PrivatePID  bool              `json:"privatePID"` // it has a pid namespace of its own
+	Scope       string            `json:"scope,omitempty"` // the unit of systemd that the cgroup is of
+	PrivatePID  bool              `json:"privatePID"`      // it has a pid namespace of its own
 	Keyring     bool              `json:"keyring"`
 	Hooked      bool              `json:"hooked,omitempty"` // its hooks have begun: what they made poststop takes away
 	// Process is none until there is one: then the runtime is still creating it, or was killed meanwhile.
@@ -253,13 +254,13 @@ func parseSpec(b []byte) (*specs.Spec, error) {
 }
 
 // plan makes the plan of a container from its spec.
-func (c *CLI) plan(s *specs.Spec, id, bundle string, noKeyring bool) (*runtime.Plan, error) {
+func (c *CLI) plan(s *specs.Spec, id, bundle string, noKeyring, systemd bool) (*runtime.Plan, error) {
 	if s.Root != nil && s.Root.Path != "" && !filepath.IsAbs(s.Root.Path) {
 		root := *s.Root
 		root.Path = filepath.Join(bundle, root.Path)
 		s.Root = &root
 	}
-	return runtime.NewPlan(s, runtime.Options{ID: id, Bundle: bundle, SeccompCache: filepath.Join(c.root, ".seccomp"), NoNewKeyring: noKeyring})
+	return runtime.NewPlan(s, runtime.Options{ID: id, Bundle: bundle, SeccompCache: filepath.Join(c.root, ".seccomp"), NoNewKeyring: noKeyring, Systemd: systemd})
 }
 
 // spec returns the config that the container was created from, and its plan.
@@ -272,7 +273,7 @@ func (c *CLI) configOf(k *container) (*specs.Spec, *runtime.Plan, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s/%s: %w", k.dir, configFile, err)
 	}
-	p, err := c.plan(s, k.ID, k.Bundle, !k.Keyring)
+	p, err := c.plan(s, k.ID, k.Bundle, !k.Keyring, k.Scope != "")
 	return s, p, err
 }
 
@@ -307,6 +308,9 @@ func (k *container) status() (specs.ContainerState, int, error) {
 		return "", -1, err
 	}
 	frozen, err := g.Frozen()
+	if k.Scope != "" && errors.Is(err, fs.ErrNotExist) {
+		err = nil // it has just ended, and systemd has taken the group away
+	}
 	if err = errors.Join(err, g.Release()); err != nil {
 		unix.Close(fd)
 		return "", -1, err
@@ -324,10 +328,17 @@ func (k *container) group() (*cgroups.Group, error) {
 	if err != nil || k.Process == nil || k.Process.Cgroup == 0 {
 		return g, err
 	}
-	if id, err := g.ID(); err != nil || id != k.Process.Cgroup {
-		return g, errors.Join(err, g.Release())
+	id, err := g.ID()
+	if err == nil && id == k.Process.Cgroup {
+		return g, nil
 	}
-	return g, nil
+	if k.Scope != "" && err == nil {
+		// systemd takes away what is its own of the group when that is empty; the rest is ours to.
+		if pids, err := g.Procs(); err == nil && len(pids) == 0 {
+			return g, nil
+		}
+	}
+	return g, errors.Join(err, g.Release())
 }
 
 // pid is that of the container's process, 0 if there is none.

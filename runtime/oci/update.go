@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -13,11 +12,12 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/snapfs/snapfs/runtime"
 	"github.com/snapfs/snapfs/runtime/cgroups"
 )
 
 // update changes limits: those of a file, or of options.
-func update(_ context.Context, c *CLI, args []string) error {
+func update(ctx context.Context, c *CLI, args []string) error {
 	f := c.flags("update", "[options] ID")
 	from := text2(f, "resources", "r", "", "`FILE` with linux.resources; - is standard input")
 	r := new(specs.LinuxResources)
@@ -32,9 +32,13 @@ func update(_ context.Context, c *CLI, args []string) error {
 		}
 	}
 	return c.withGroup(rest[0], func(k *container, g *cgroups.Group) error {
-		if len(r.Devices) > 0 {
-			// The filter of version 2 is another process's: it could only be added to.
-			return errors.New("update: devices: not supported")
+		if k.Scope != "" { // first: what systemd writes, it writes again
+			if err := cgroups.CheckResources(r); err != nil {
+				return err
+			}
+			if err := runtime.UpdateScope(ctx, k.Scope, r); err != nil {
+				return fmt.Errorf("update: %w", err)
+			}
 		}
 		return g.Update(r)
 	})
