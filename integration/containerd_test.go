@@ -32,6 +32,7 @@ type ctrd struct {
 	snapshotter string // that images are pulled for
 	text        string // of its configuration
 	cgroup      string
+	prefix      []string // of its command line
 	namespace   string
 	*process
 }
@@ -48,6 +49,11 @@ type kind struct {
 	overlayfs bool // without snapfs: what is compared with
 	serial    bool // one layer after the other, by the contract of before 2.4
 	cri       bool
+	snaprun   bool // CRI runs containers with snaprun
+	// slice is where systemd is to make the groups of CRI's containers, and prefix
+	// of the command line of containerd, which runs where that systemd is.
+	slice  string
+	prefix []string
 }
 
 func (k kind) String() string {
@@ -223,7 +229,8 @@ func (c *ctrd) start() {
 	if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
 		c.Fatal(err)
 	}
-	d := &daemon{cmd: exec.Command(filepath.Join(c.bin, "containerd"), "-c", file)}
+	line := append(slices.Clone(c.prefix), filepath.Join(c.bin, "containerd"), "-c", file)
+	d := &daemon{cmd: exec.Command(line[0], line[1:]...)}
 	d.cmd.Env = c.environment()
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.WaitDelay = time.Second // shims have the pipe, too

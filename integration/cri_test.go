@@ -42,6 +42,7 @@ const criConfig = `
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       BinaryName = "{runc}"
+      SystemdCgroup = {systemd}
 `
 
 // cniPlugin answers for a network that is not there.
@@ -65,13 +66,15 @@ func (m *machine) kubelet(name string, k kind, pause string) *kubelet {
 	m.Helper()
 	crictl := filepath.Join(needPeer(m, peers.Crictl), "crictl")
 	runc := "runc"
-	if _, err := findGCC(); err == nil {
+	if k.snaprun {
+		runc = m.snaprun()
+	} else if _, err := findGCC(); err == nil {
 		runc = filepath.Join(needPeer(m, peers.Runc), "runc")
 	}
 	k.cri = true
 	c := m.newContainerd(name, k)
 	c.namespace = "k8s.io"
-	c.text += strings.NewReplacer("{home}", c.home, "{pause}", pause, "{snapshotter}", c.snapshotter, "{runc}", runc).Replace(criConfig)
+	c.text += strings.NewReplacer("{home}", c.home, "{pause}", pause, "{snapshotter}", c.snapshotter, "{runc}", runc, "{systemd}", strconv.FormatBool(k.slice != "")).Replace(criConfig)
 	host, _, _ := strings.Cut(pause, "/")
 	for file, text := range map[string]string{
 		"cni/bin/pretend":                 cniPlugin,
@@ -85,6 +88,9 @@ func (m *machine) kubelet(name string, k kind, pause string) *kubelet {
 		if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
 			m.Fatal(err)
 		}
+	}
+	if k.slice != "" {
+		c.cgroup, c.prefix = k.slice, k.prefix
 	}
 	kl := &kubelet{c, crictl}
 	kl.start()
@@ -145,11 +151,17 @@ type pod struct {
 // pod starts a pod with the namespaces (runtime/v1/api.proto, NamespaceOption).
 func (k *kubelet) pod(namespaces object) *pod {
 	k.Helper()
+	return k.podWith(object{"namespace_options": namespaces})
+}
+
+// podWith starts a pod with a security context.
+func (k *kubelet) podWith(context object) *pod {
+	k.Helper()
 	name := k.unique("pod")
 	config := k.file(object{
 		"metadata":      object{"name": name, "namespace": "test", "uid": name, "attempt": 1},
 		"log_directory": k.home,
-		"linux":         object{"cgroup_parent": k.cgroup, "security_context": object{"namespace_options": namespaces}},
+		"linux":         object{"cgroup_parent": k.cgroup, "security_context": context},
 	})
 	return &pod{k, config, k.do("runp", config)}
 }

@@ -30,6 +30,11 @@ const (
 // images, which come by containerd's hosts.toml from a registry of ours.
 func TestCritest(t *testing.T) {
 	t.Parallel()
+	testCritest(t, kind{peer: peers.Containerd24}, criFocus, criSkip)
+}
+
+// testCritest runs a part of the suite on a containerd of some kind.
+func testCritest(t *testing.T, kind kind, focus, skip string) {
 	hub := newHub(t)
 	tag := func(repo, tag string, im *image) {
 		for d, b := range im.blobs {
@@ -78,12 +83,12 @@ func TestCritest(t *testing.T) {
 	put(certs)
 	m := startServed(t, fmt.Sprintf("[registry]\nconfig_dirs = [%q]\n", certs))
 	critest := filepath.Join(needPeer(t, peers.Critest), "critest")
-	k := m.kubelet("c", kind{peer: peers.Containerd24}, hub.put(t, "pause", pause))
+	k := m.kubelet("c", kind, hub.put(t, "pause", pause))
 	put(filepath.Join(k.home, "certs.d"))
 
 	endpoint := "unix://" + k.socket()
 	cmd := exec.CommandContext(t.Context(), critest, "-config", "/dev/null", "-runtime-endpoint", endpoint, "-image-endpoint", endpoint,
-		"-ginkgo.focus", criFocus, "-ginkgo.skip", criSkip, "-ginkgo.no-color", "-ginkgo.succinct")
+		"-ginkgo.focus", focus, "-ginkgo.skip", skip, "-ginkgo.no-color", "-ginkgo.succinct")
 	cmd.Dir = t.TempDir()
 	out, err := cmd.CombinedOutput()
 	ran := regexp.MustCompile(`CRI validation - [1-9]\d*/\d+ specs`).Find(out)
@@ -117,6 +122,6 @@ func busybox(t *testing.T) []file {
 		}
 	}
 	return append(files, dir("proc"), dir("sys"), dir("dev"), dir("tmp"), dir("run"), dir("etc"), dir("root"), dir("home"),
-		reg("etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\ndefault-user:x:1000:1000::/home:/bin/sh\n")),
+		reg("etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\ndefault-user:x:1000:1000::/home:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")),
 		reg("etc/group", []byte("root:x:0:\nwww-data:x:33:\nusers:x:100:\ndefault-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n")))
 }

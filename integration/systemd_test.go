@@ -29,6 +29,7 @@ mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system "$XDG_RUNTIME_DIR/systemd" "$XDG_CONFIG_HOME"
 chmod 700 "$XDG_RUNTIME_DIR"
 cp -r "$1/units" "$XDG_RUNTIME_DIR/systemd/user"
+ln -s "$XDG_RUNTIME_DIR/systemd/private" /run/systemd/private # as if it were the machine's
 if [ -d /sys/fs/cgroup/systemd ]; then
 	umount /sys/fs/cgroup/systemd
 	mount -t cgroup -o none,name=systemd none /sys/fs/cgroup/systemd
@@ -40,6 +41,7 @@ else
 	umount /sys/fs/cgroup
 	mount -t cgroup2 none /sys/fs/cgroup
 fi
+[ -z "$2" ] || { umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; }
 exec ` + systemdProgram + ` --user --unit=basic.target --log-target=console --log-level=warning
 `
 
@@ -48,18 +50,25 @@ exec ` + systemdProgram + ` --user --unit=basic.target --log-target=console --lo
 type serviceManager struct {
 	*machine
 	cgroups []string
+	unified bool // it sees cgroups of version 2 only
+	target  int  // a process in its namespaces, if it is not systemd itself
 }
 
 // newServiceManager starts a systemd for a machine. dropIns are files for the service.
 func newServiceManager(m *machine, dropIns map[string]string) *serviceManager {
 	m.Helper()
+	return (&serviceManager{machine: m}).begin(dropIns)
+}
+
+func (s *serviceManager) begin(dropIns map[string]string) *serviceManager {
+	m := s.machine
+	m.Helper()
 	if !exists(systemdProgram) {
 		m.Skip("needs " + systemdProgram)
 	}
-	for _, p := range []string{"unshare", "systemctl"} {
+	for _, p := range []string{"unshare", "systemctl", "nsenter"} {
 		needProgram(m, p)
 	}
-	s := &serviceManager{machine: m}
 	m.share()
 	m.Cleanup(s.cleanUp)
 	s.units(dropIns)
@@ -78,7 +87,7 @@ func newServiceManager(m *machine, dropIns map[string]string) *serviceManager {
 	for _, d := range s.cgroups {
 		enter += "echo $$ >" + d + "/cgroup.procs\n"
 	}
-	cmd := exec.Command("/bin/sh", "-ec", enter+`exec unshare --mount --cgroup --propagation unchanged /bin/sh -c "$0" sh "$1"`, systemdScript, m.dir)
+	cmd := exec.Command("/bin/sh", "-ec", enter+`exec unshare --mount --cgroup --propagation unchanged /bin/sh -c "$0" sh "$1" "$2"`, systemdScript, m.dir, map[bool]string{true: "unified"}[s.unified])
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/run/home", "XDG_RUNTIME_DIR=/run/user/0", "XDG_CONFIG_HOME=/run/home/.config"}
 	d := &daemon{cmd: cmd}
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &d.log, &d.log, time.Second
@@ -92,6 +101,24 @@ func newServiceManager(m *machine, dropIns map[string]string) *serviceManager {
 		return err == nil
 	})
 	return s
+}
+
+// prefix is of command lines that run where this systemd is the machine's.
+func (s *serviceManager) prefix() []string {
+	s.Helper()
+	enter := ""
+	for _, d := range s.cgroups {
+		d = filepath.Join(d, "runner") // with version 2 nobody is in a group that has others below
+		if err := os.Mkdir(d, 0o755); err != nil && !os.IsExist(err) {
+			s.Fatal(err)
+		}
+		enter += "echo $$ >" + d + "/cgroup.procs; "
+	}
+	target := s.target
+	if target == 0 {
+		target = s.d.cmd.Process.Pid
+	}
+	return []string{"/bin/sh", "-ec", fmt.Sprintf(`%sexec nsenter --target %d --mount --cgroup -- "$@"`, enter, target), "sh"}
 }
 
 // units copies the units that we ship, and says what is different here.
