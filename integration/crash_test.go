@@ -12,12 +12,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/snapfs/snapfs/internal/control"
 )
 
 // TestWorkerKilled kills the worker again and again while four readers compare
@@ -122,6 +125,41 @@ func (im *image) load(t testing.TB, top string) (stop func() *result) {
 	stopped := sync.OnceFunc(func() { close(done); all.Wait() })
 	t.Cleanup(stopped)
 	return func() *result { stopped(); return r }
+}
+
+// TestWorkerCannotStart: a daemon whose configuration was broken after its start
+// answers nobody once its worker has died, and that is said. Its directories are
+// those that its command line meant, relative to where it was started.
+func TestWorkerCannotStart(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "")
+	m.d = m.launch("--config", "snapd.toml", "--root", "root", "--run", "r")
+	m.waitReady(m.d.cmd.Process.Pid)
+	var info control.Info
+	if err := m.call(control.OpInfo, nil, &info); err != nil || info.Root != m.root || info.Run != m.run {
+		t.Errorf("root %s, run %s, %v, want %s, %s", info.Root, info.Run, err, m.root, m.run)
+	}
+	file := filepath.Join(m.dir, "snapd.toml")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("what = 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := m.status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill9(m, s.Worker)
+	if says := m.fails("version"); !strings.Contains(says, "its worker has ended at once") {
+		t.Errorf("snapctl says %q", says)
+	}
+	if err := os.WriteFile(file, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.waitReady(m.d.cmd.Process.Pid)
+	m.ok("version")
 }
 
 // readCold reads a file and has the kernel forget what it read.

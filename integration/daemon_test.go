@@ -18,7 +18,6 @@ import (
 
 	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/control"
-	"github.com/snapfs/snapfs/internal/supervisor"
 	"github.com/snapfs/snapfs/internal/supervisor/keeper"
 )
 
@@ -92,6 +91,7 @@ func (m *machine) launch(args ...string) *daemon {
 		m.Fatal(err)
 	}
 	d := &daemon{cmd: exec.Command(m.snapd, append([]string{"--config", file, "--root", m.root, "--run", m.run}, args...)...)}
+	d.cmd.Dir = m.dir
 	d.cmd.Stderr = &d.log
 	d.cmd.WaitDelay = time.Second // its worker and keeper have the pipe, too
 	if err := d.cmd.Start(); err != nil {
@@ -123,10 +123,10 @@ func (m *machine) waitReady(pid int) {
 	}
 }
 
-func (m *machine) status() (s supervisor.Status, err error) {
+func (m *machine) status() (s control.Supervisor, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, err = control.Call(ctx, filepath.Join(m.run, "supervisor.sock"), supervisor.OpStatus, nil, &s, nil)
+	_, err = control.Call(ctx, filepath.Join(m.run, "supervisor.sock"), control.OpSupervisor, nil, &s, nil)
 	return s, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +43,7 @@ func (env *Env) request(ctx context.Context, op string, args, result any, event 
 	}
 	started := false
 	for n := 1; ; n++ {
-		files, err := control.Call(ctx, path, op, args, result, event)
+		files, err := call(ctx, path, op, args, result, event)
 		switch {
 		case err == nil:
 			return files, nil
@@ -69,6 +70,34 @@ func (env *Env) request(ctx context.Context, op string, args, result any, event 
 		}
 	}
 }
+
+// call makes one request, and gives up when nobody is there to take it: a
+// connection waits at the daemon's socket although its workers end before they serve.
+func call(ctx context.Context, path, op string, args, result any, event func(json.RawMessage)) ([]*os.File, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	doubt := time.AfterFunc(doubtful, func() {
+		for ctx.Err() == nil {
+			var s control.Supervisor
+			_, err := control.Call(ctx, filepath.Join(filepath.Dir(path), control.SupervisorSocket), control.OpSupervisor, nil, &s, nil)
+			if err == nil && !s.Ready && s.Failed >= fruitless {
+				cancel(fmt.Errorf("the daemon (process %d) runs, but does not serve: its worker has ended at once %d times; its log says why", s.Supervisor, s.Failed))
+			}
+			sleep(ctx, doubtful)
+		}
+	})
+	defer doubt.Stop()
+	files, err := control.Call(ctx, path, op, args, result, event)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return files, err
+}
+
+const (
+	doubtful  = 2 * time.Second // until somebody who has no answer asks whether there is anybody
+	fruitless = 6               // workers in a row that did not work: what killed them will kill the next
+)
 
 // errWentAway says that a daemon ended in the middle of a request.
 var errWentAway = errors.New("the daemon went away")

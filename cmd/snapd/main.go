@@ -69,15 +69,27 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// parse reads the command line and the configuration file that it names.
-func parse(args []string, stdout, stderr io.Writer) (c Config, done bool, err error) {
+// given is what the command line says.
+type given struct {
+	file, root, run, level *string
+	version                *bool
+}
+
+func flags(stderr io.Writer) (*flag.FlagSet, given) {
 	f := flag.NewFlagSet("snapd", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	file := f.String("config", "", "read the configuration from `FILE` (default "+defaultConfigFile+", if it exists)")
-	root := f.String("root", "", "keep state in `DIR` (default /var/lib/snapfs)")
-	runDir := f.String("run", "", "keep sockets and mounts in `DIR` (default /run/snapfs)")
-	level := f.String("log-level", "", "log `LEVEL` and above: debug, info, warn or error")
-	show := f.Bool("version", false, "print the version and exit")
+	return f, given{
+		file:    f.String("config", "", "read the configuration from `FILE` (default "+defaultConfigFile+", if it exists)"),
+		root:    f.String("root", "", "keep state in `DIR` (default /var/lib/snapfs)"),
+		run:     f.String("run", "", "keep sockets and mounts in `DIR` (default /run/snapfs)"),
+		level:   f.String("log-level", "", "log `LEVEL` and above: debug, info, warn or error"),
+		version: f.Bool("version", false, "print the version and exit"),
+	}
+}
+
+// parse reads the command line and the configuration file that it names.
+func parse(args []string, stdout, stderr io.Writer) (c Config, done bool, err error) {
+	f, p := flags(stderr)
 	f.Usage = func() {
 		fmt.Fprint(stderr, "usage: snapd [flags]\n\nsnapd mounts container images without downloading them first.\n\n")
 		f.PrintDefaults()
@@ -91,14 +103,14 @@ func parse(args []string, stdout, stderr io.Writer) (c Config, done bool, err er
 	if f.NArg() > 0 {
 		return c, true, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	if *show {
+	if *p.version {
 		fmt.Fprintln(stdout, "snapd", version)
 		return c, true, nil
 	}
-	if c, err = LoadConfig(*file); err != nil {
+	if c, err = LoadConfig(*p.file); err != nil {
 		return c, true, err
 	}
-	for dst, v := range map[*string]string{&c.Root: *root, &c.Run: *runDir, &c.Log.Level: *level} {
+	for dst, v := range map[*string]string{&c.Root: *p.root, &c.Run: *p.run, &c.Log.Level: *p.level} {
 		if v != "" {
 			*dst = v
 		}
@@ -109,6 +121,27 @@ func parse(args []string, stdout, stderr io.Writer) (c Config, done bool, err er
 		}
 	}
 	return c, false, c.Validate()
+}
+
+// worker is the command line of a worker, which begins in another directory: what
+// args name relative to this one is made absolute.
+func (c *Config) worker(args []string) ([]string, error) {
+	f, p := flags(io.Discard)
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	argv := []string{"/proc/self/exe"}
+	if *p.file != "" {
+		file, err := filepath.Abs(*p.file)
+		if err != nil {
+			return nil, err
+		}
+		argv = append(argv, "--config", file)
+	}
+	if *p.level != "" {
+		argv = append(argv, "--log-level", *p.level)
+	}
+	return append(argv, "--root", c.Root, "--run", c.Run), nil
 }
 
 // supervise is the first process: it checks what cannot be cured later, and
@@ -138,6 +171,10 @@ func supervise(c Config, log *slog.Logger) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	worker, err := c.worker(os.Args[1:])
+	if err != nil {
+		return err
+	}
 	reload, end := reloads(ctx, c, log)
 	defer end()
 	keeper := []string{runner, "keeper"}
@@ -146,8 +183,8 @@ func supervise(c Config, log *slog.Logger) error {
 		defer c.dropKeeperCgroup()
 	}
 	return supervisor.Run(ctx, supervisor.Options{
-		Reload: reload,
-		Root:   c.Root, Run: c.Run, Log: log, Keeper: keeper, Sockets: c.sockets(),
+		Reload: reload, Worker: worker,
+		Root: c.Root, Run: c.Run, Log: log, Keeper: keeper, Sockets: c.sockets(),
 		InUse: func() bool { return inUse(c.Run) },
 	})
 }

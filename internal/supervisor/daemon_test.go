@@ -125,10 +125,10 @@ func (b *testbed) launchWith(change func(*exec.Cmd)) *daemon {
 	return d
 }
 
-func (d *daemon) status() (s Status, err error) {
+func (d *daemon) status() (s control.Supervisor, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	_, err = control.Call(ctx, supervisorSocket(d.run), OpStatus, nil, &s, nil)
+	_, err = control.Call(ctx, supervisorSocket(d.run), control.OpSupervisor, nil, &s, nil)
 	return s, err
 }
 

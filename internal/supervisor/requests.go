@@ -14,8 +14,7 @@ import (
 
 // Operations of RUN/supervisor.sock.
 const (
-	OpStatus = "supervisor.status" // nil → Status
-	OpStop   = "supervisor.stop"   // nil; answered before the daemon stops
+	OpStop = "supervisor.stop" // nil; answered before the daemon stops
 
 	opReady   = "supervisor.ready"    // readyArgs
 	opMount   = "supervisor.mount"    // mountArgs → mountResult
@@ -79,7 +78,7 @@ type Process struct {
 
 func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 	switch r.Op {
-	case OpStatus:
+	case control.OpSupervisor:
 		return r.Reply(s.status())
 	case OpStop:
 		err := r.Reply(nil)

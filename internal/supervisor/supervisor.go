@@ -83,7 +83,7 @@ var ErrStopped = errors.New("the worker was told to stop")
 // Socket returns where the daemon of run is reached.
 func Socket(run string) string { return filepath.Join(run, "snapd.sock") }
 
-func supervisorSocket(run string) string { return filepath.Join(run, "supervisor.sock") }
+func supervisorSocket(run string) string { return filepath.Join(run, control.SupervisorSocket) }
 func workerSocket(run string) string     { return filepath.Join(run, "worker.sock") }
 func lazyDir(run string) string          { return filepath.Join(run, "lazy") }
 func nodeTable(run string) string        { return filepath.Join(run, "nodes") }
@@ -120,6 +120,7 @@ type supervisor struct {
 	worker   int // pid, 0: none
 	keeper   int
 	restarts int
+	failed   int           // workers in a row that did not work
 	ready    chan struct{} // closed when the worker says that it serves
 	isReady  bool
 	notified bool
@@ -260,17 +261,8 @@ func code(err error) string {
 	return ""
 }
 
-// Status is the answer to OpStatus.
-type Status struct {
-	Supervisor int // pid
-	Worker     int // pid, 0 if there is none just now
-	Keeper     int
-	Restarts   int // workers replaced since the supervisor started
-	Ready      bool
-}
-
-func (s *supervisor) status() Status {
+func (s *supervisor) status() control.Supervisor {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Status{Supervisor: os.Getpid(), Worker: s.worker, Keeper: s.keeper, Restarts: s.restarts, Ready: s.isReady}
+	return control.Supervisor{Supervisor: os.Getpid(), Worker: s.worker, Keeper: s.keeper, Restarts: s.restarts, Failed: s.failed, Ready: s.isReady}
 }

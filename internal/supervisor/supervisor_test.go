@@ -358,7 +358,7 @@ func TestRequests(t *testing.T) {
 	if _, err := os.Stat(imageDir(b.run, "id")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a failed mount left %v", err)
 	}
-	var s Status
+	var s control.Supervisor
 	if err := d.call("status", &s); err != nil || s.Supervisor != d.cmd.Process.Pid || s.Keeper == 0 || s.Worker == 0 {
 		t.Errorf("status: %+v, %v", s, err)
 	}

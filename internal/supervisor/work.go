@@ -40,7 +40,7 @@ func backoff(n int) time.Duration {
 
 // work keeps a worker alive until ctx ends, and then stops it.
 func (s *supervisor) work(ctx context.Context) error {
-	for idle := 0; ; {
+	for {
 		if err := s.mountLazy(); err != nil {
 			return err
 		}
@@ -61,22 +61,29 @@ func (s *supervisor) work(ctx context.Context) error {
 			return nil
 		case reloaded:
 			s.log.Info("worker ended as it was told to; starting another", "pid", pid)
-			idle = 0
+			s.count(true)
 			continue
 		}
 		if status.ExitStatus() == ExitFatal && !s.notified {
 			return ErrWorker
 		}
-		if idle++; lived {
-			idle = 0
-		}
-		wait := backoff(idle)
+		wait := backoff(s.count(lived))
 		s.log.Error("worker ended; starting another", "pid", pid, "status", describe(status), "restarts", s.restarts, "wait", wait)
 		s.tell("STATUS=the worker ended (" + describe(status) + "); starting another")
 		if s.rest(ctx, wait) != nil {
 			return nil
 		}
 	}
+}
+
+// count counts the workers in a row that did not work.
+func (s *supervisor) count(lived bool) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed++; lived {
+		s.failed = 0
+	}
+	return s.failed
 }
 
 // rest waits, and says all the while that it is alive.

@@ -232,9 +232,9 @@ func (w *Worker) StopDaemon(ctx context.Context) error {
 }
 
 // Status asks the supervisor how it is.
-func (w *Worker) Status(ctx context.Context) (Status, error) {
-	var s Status
-	_, err := w.ask(ctx, OpStatus, nil, &s)
+func (w *Worker) Status(ctx context.Context) (control.Supervisor, error) {
+	var s control.Supervisor
+	_, err := w.ask(ctx, control.OpSupervisor, nil, &s)
 	return s, err
 }
 
