@@ -16,7 +16,9 @@ import (
 // program that is a link to /proc/self/exe, or a script that names that as its
 // interpreter: execve resolves it while the process is still this program.
 //
-// It costs another start of the program, and is to be called before anything else is done.
+// It costs another start of the program, and is to be called before anything
+// else is done. A program linked with -E snapfs_entry and called snaprun has done
+// it before its Go runtime started (seal_amd64.s), at a tenth of the price.
 func Seal() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs("/proc/self/exe", &st); err != nil {

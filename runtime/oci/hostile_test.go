@@ -1,10 +1,13 @@
 package oci
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -312,11 +315,18 @@ func TestDryRun(t *testing.T) {
 // TestOwnProgram: whoever makes the runtime execute itself inside, by a link to /proc/self/exe or a script for it, gets
 // no file that could be written (CVE-2019-5736). One that runs cannot be written anyhow (ETXTBSY), so it has to end.
 func TestOwnProgram(t *testing.T) {
+	for _, build := range []string{"snaprun", "plain/snaprun"} { // sealed before its Go runtime starts, and after
+		t.Run(build, func(t *testing.T) { testOwnProgram(t, build) })
+	}
+}
+
+func testOwnProgram(t *testing.T, build string) {
 	for name, put := range map[string]func(string) error{
 		"link":   func(n string) error { return os.Symlink("/proc/self/exe", n) },
 		"script": func(n string) error { return os.WriteFile(n, []byte("#!/proc/self/exe\n"), 0o755) },
 	} {
 		b := newBench(t, "trap")
+		b.bin = filepath.Join(filepath.Dir(b.bin), build)
 		must(t, put(filepath.Join(b.bundle, "rootfs/self")))
 		bin, err := os.Stat(b.bin)
 		must(t, err)
@@ -368,6 +378,60 @@ func TestOwnProgram(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestEntry: what starts, joins or makes a container is on a mount of its own that is read-only
+// before it has read a word of what it is to do. What does none of that is spared it.
+func TestEntry(t *testing.T) {
+	if goruntime.GOARCH != "amd64" {
+		t.Skip("there is an entry of our own for amd64 only")
+	}
+	b := newBench(t)
+	dir := filepath.Dir(b.bin)
+	for _, c := range []struct {
+		verb, program string
+		sealed        bool
+	}{
+		{"run", "snaprun", true}, {"create", "snaprun", true}, {"exec", "snaprun", true},
+		{"state", "snaprun", false}, {"running", "snaprun", false}, {"exe", "snaprun", false}, {"creat", "snaprun", false},
+		{"run", "snapctl", false}, {"run", "plain/snaprun", false},
+	} {
+		b.bin = filepath.Join(dir, c.program)
+		if st := mountFlags(t, b, c.verb); st&unix.ST_RDONLY != 0 != c.sealed {
+			t.Errorf("%s %s: sealed is %v, want %v", c.program, c.verb, !c.sealed, c.sealed)
+		}
+	}
+}
+
+// mountFlags are those of the mount that a call runs from which is wrong in any
+// case: it says so, and then waits for somebody to read its log.
+func mountFlags(t *testing.T, b *bench, verb string) int64 {
+	t.Helper()
+	log := filepath.Join(t.TempDir(), "log")
+	must(t, unix.Mkfifo(log, 0o600))
+	var line []string
+	if filepath.Base(b.bin) == "snapctl" {
+		line = []string{"runtime"}
+	}
+	cmd := exec.Command(b.bin, append(line, "--log", log, verb, "--none")...)
+	r, err := cmd.StderrPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	if s, err := bufio.NewReader(r).ReadString('\n'); err != nil || s == "" {
+		t.Fatalf("%s: %q, %v", verb, s, err)
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid), unix.O_PATH, 0)
+	must(t, err)
+	defer f.Close()
+	var st unix.Statfs_t
+	must(t, unix.Fstatfs(int(f.Fd()), &st))
+	reader, err := os.OpenFile(log, os.O_RDONLY, 0)
+	must(t, err)
+	defer reader.Close()
+	if err := cmd.Wait(); err == nil {
+		t.Errorf("%s --none succeeded", verb)
+	}
+	return st.Flags
 }
 
 // TestPrivateState: what the runtime keeps about a container, other users of the host cannot

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -24,14 +25,19 @@ var programs = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, p := range [][2]string{{"snapctl", "../../cmd/snapctl"}, {"inside", "../testdata/inside"}} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p[0]), p[1])
+	// As make build does, and as go build alone.
+	entry := ""
+	if goruntime.GOARCH == "amd64" {
+		entry = "-E snapfs_entry"
+	}
+	for _, p := range [][3]string{{"snapctl", "../../cmd/snapctl", entry}, {"plain/snapctl", "../../cmd/snapctl", ""}, {"inside", "../testdata/inside", ""}} {
+		cmd := exec.Command("go", "build", "-ldflags", p[2], "-o", filepath.Join(dir, p[0]), p[1])
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if b, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%w: %s", err, b)
 		}
 	}
-	return dir, os.Symlink("snapctl", filepath.Join(dir, "snaprun"))
+	return dir, errors.Join(os.Symlink("snapctl", filepath.Join(dir, "snaprun")), os.Symlink("snapctl", filepath.Join(dir, "plain/snaprun")))
 })
 
 const cgroupParent = "/snapfs-test-oci"
