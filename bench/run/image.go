@@ -28,10 +28,17 @@ type member struct {
 	data []byte
 }
 
-// program builds a static program that does nothing.
-func program(ctx context.Context, work string) ([]byte, error) {
-	src, exe := filepath.Join(work, "true.go"), filepath.Join(work, "true")
-	if err := os.WriteFile(src, []byte("package main\n\nfunc main() {}\n"), 0o600); err != nil {
+// sleeping is a body of main that never ends.
+const sleeping = `syscall.Select(0, nil, nil, nil, nil)`
+
+// program builds a static program of a body of main; an empty one does nothing.
+func program(ctx context.Context, work, name, body string) ([]byte, error) {
+	src, exe := filepath.Join(work, name+".go"), filepath.Join(work, name)
+	text := "package main\n\nfunc main() {}\n"
+	if body != "" {
+		text = "package main\n\nimport \"syscall\"\n\nfunc main() { " + body + " }\n"
+	}
+	if err := os.WriteFile(src, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, src)

@@ -1,6 +1,7 @@
-// Command run times starting a container: snapctl run against a snapd that knows
-// the image, and package runtime alone, against crun, on the same root file
-// system with the same spec; and shows what memory the daemon takes.
+// Command run times starting a container, and a program in one: snapctl run
+// against a snapd that knows the image, snaprun, and package runtime alone,
+// against crun, runc, Docker and what the kernel alone takes, on the same root
+// file system with the same spec; and shows what memory the daemon takes.
 //
 //	go run ./bench/run -h
 package main
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,20 +29,29 @@ before each, as nobody starts containers back to back (the first move of a proce
 between cgroups after some quiet costs the kernel about 10 ms):
 
   crun      crun run of the bundle
+  runc      runc run of the bundle
   snaprun   snaprun run of the bundle: snapctl as an OCI runtime
+  floor     the same container by the fewest system calls, without any check (bench/floor)
   snapctl   snapctl run --rm --network none IMAGE COMMAND, against a warm snapd
   bridge    the same with --network bridge: an address, a link, a way out
   published the same with -p 8080:80
   users     as snapctl, with --userns auto
   runtime   package runtime's NewPlan, Start, Wait and Close in this process
+  docker    docker run --rm IMAGE COMMAND, against a dockerd; with -docker only
 
-crun, snaprun and runtime get the spec of a container that snapd made, with Docker's seccomp
-profile, and a root file system of the image, mounted already; snapctl run
-makes container, monitor and overlay as well. The table has the medians from the
-start of the command to its end, and the medians of the ratios to crun of the same round.
+crun, runc, snaprun, floor and runtime get the spec of a container that snapd made, with
+Docker's seccomp profile, and a root file system of the image, mounted already; snapctl run
+and docker run make container, monitor and overlay as well. The table has the medians from the
+start of the command to its end, and the medians of the ratios to crun, the floor and docker in the same round.
+
+Then the first four start many containers, four at a time, of four bundles; and
+the runtimes, and snapctl, execute COMMAND in a container that sleeps.
 
 crun refuses a machine with controllers on both cgroup v1 and v2, so it runs in a mount
-namespace without /sys/fs/cgroup/unified if there is one.
+namespace without /sys/fs/cgroup/unified if there is one; and so does runc.
+
+dockerd has its state below -work, and namespaces of its own that end with it. Without iptables in
+PATH it does without, too.
 
 Then it pulls images without running them, mounts some, and prints the resident
 memory of each process of the daemon.
@@ -50,28 +61,29 @@ bridge, and prints what each costs when there are 1, N/5 and N: the memory of it
 monitor, beside that of an empty Go program, the daemon's, the kernel's; and how long snapctl
 ps and one more snapctl run --rm take then.
 
-Needs root, crun in PATH, and Go, with which it builds snapd and snapctl. All of it
-happens in a mount and a network namespace of its own and below -work, which is removed.
+Needs root, crun in PATH, and make and Go, with which it builds snapd and snapctl, and runc if it was not
+built before (that wants a C compiler). All of it happens in a mount and a network namespace of its own and below -work, which is removed.
 
 `
 
 // Verbs of the processes that this one starts of itself.
 const (
 	verbInside = "inside" // in the mount namespace: the whole run
-	verbCrun   = "crun"   // runs crun, where crun can
+	verbBox    = "box"    // runs crun, where crun can
+	verbDocker = "docker" // dockerd's parent
 )
 
-// cgroupParent is where all containers' cgroups are; it is removed.
-const cgroupParent = "/snapfs-bench-run"
+// cgroupParent is where all containers' cgroups of this run are; it is removed.
+var cgroupParent = fmt.Sprintf("/snapfs-bench-run-%d", os.Getpid())
 
 type config struct {
-	image, work, bin       string
-	rounds                 int
+	image, work, bin, runc string
+	rounds, batches, batch int
 	gap                    time.Duration
 	images, mounted, files int
 	idle                   int
-	json                   bool
-	command                []string
+	docker, json           bool
+	command, pause         []string
 }
 
 func flags(args []string) (*config, error) {
@@ -80,7 +92,12 @@ func flags(args []string) (*config, error) {
 	f.StringVar(&c.image, "image", "", "image to run, any reference; default: a small one with a static Go program")
 	f.StringVar(&c.work, "work", "/var/tmp/snapfs-bench-run", "directory for all state; must not exist")
 	f.StringVar(&c.bin, "bin", "", "directory with snapd and snapctl; default: builds them")
+	f.StringVar(&c.runc, "runc", "", "runc's `PROGRAM`, none to leave it out; default: the newest, from the cache of make peers")
+	pause := f.String("sleep", "sleep infinity", "`COMMAND` of the image that does not end, to execute programs beside it")
+	f.BoolVar(&c.docker, "docker", false, "compare with docker run, too; needs dockerd, docker, containerd and runc in PATH")
 	f.IntVar(&c.rounds, "rounds", 40, "starts of each")
+	f.IntVar(&c.batches, "batches", 3, "batches of each; 0 leaves them out")
+	f.IntVar(&c.batch, "batch", 100, "starts in a batch")
 	f.DurationVar(&c.gap, "gap", 60*time.Millisecond, "pause before each start")
 	f.IntVar(&c.images, "images", 20, "images that the daemon knows when its memory is looked at; 0 leaves that out")
 	f.IntVar(&c.mounted, "mounted", 5, "how many of them are mounted")
@@ -99,7 +116,11 @@ func flags(args []string) (*config, error) {
 		c.command = []string{"true"}
 	}
 	c.mounted = min(c.mounted, c.images)
-	if c.rounds < 0 || c.images < 0 || c.mounted < 0 || c.idle < 0 || c.files < 1 {
+	c.pause = strings.Fields(*pause)
+	if len(c.pause) == 0 {
+		return nil, errors.New("-sleep: no command")
+	}
+	if c.rounds < 0 || c.batches < 0 || c.batch < lanes || c.images < 0 || c.idle < 0 || c.mounted < 0 || c.files < 1 {
 		return nil, errors.New("a number is out of range")
 	}
 	return c, nil
@@ -115,8 +136,11 @@ func main() {
 }
 
 func dispatch(ctx context.Context, args []string) error {
-	if len(args) > 0 && args[0] == verbCrun {
-		return serveCrun(args[1])
+	switch {
+	case len(args) == 1 && args[0] == verbBox:
+		return serveBox()
+	case len(args) == 3 && args[0] == verbDocker:
+		return serveDocker(args[1], args[2])
 	}
 	isInside := len(args) > 0 && args[0] == verbInside
 	if isInside {
@@ -134,6 +158,11 @@ func dispatch(ctx context.Context, args []string) error {
 	}
 	if _, err := exec.LookPath("crun"); err != nil && c.rounds > 0 {
 		return fmt.Errorf("%w: install crun, or leave starts out with -rounds 0", err)
+	}
+	for _, name := range dockerPrograms {
+		if _, err := exec.LookPath(name); err != nil && c.docker {
+			return fmt.Errorf("-docker: %w", err)
+		}
 	}
 	return inside(ctx, args)
 }
@@ -171,15 +200,14 @@ func run(ctx context.Context, c *config) (err error) {
 	if c.bin == "" {
 		c.bin = filepath.Join(c.work, "bin")
 		step("building snapd and snapctl")
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", c.bin+"/", "./cmd/snapd", "./cmd/snapctl")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd := exec.CommandContext(ctx, "make", "build", "BIN="+c.bin)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("go build: %w: %s", err, out)
+			return fmt.Errorf("make build: %w: %s", err, out)
 		}
 	}
 	r := new(result)
 	if c.rounds > 0 {
-		if r.Starts, err = c.starts(ctx); err != nil {
+		if err = c.starts(ctx, r); err != nil {
 			return err
 		}
 	}
@@ -202,9 +230,20 @@ func removeCgroups() {
 	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
 		dirs, _ := filepath.Glob(pattern + cgroupParent)
 		for _, d := range dirs {
-			unix.Rmdir(d)
+			removeGroup(d)
 		}
 	}
+}
+
+// removeGroup removes a group and those in it; dockerd leaves the one that it made for all of its.
+func removeGroup(at string) {
+	entries, _ := os.ReadDir(at)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeGroup(filepath.Join(at, e.Name()))
+		}
+	}
+	unix.Rmdir(at)
 }
 
 func step(format string, args ...any) { fmt.Fprintf(os.Stderr, "· "+format+"\n", args...) }

@@ -12,26 +12,42 @@ import (
 
 // A result is all that a run measured.
 type result struct {
-	Starts []row    `json:",omitempty"`
-	Memory []sample `json:",omitempty"`
-	Idle   []crowd  `json:",omitempty"`
+	Starts  []row    `json:",omitempty"`
+	Batches []row    `json:",omitempty"`
+	Batch   int      `json:",omitempty"` // starts in each
+	Execs   []row    `json:",omitempty"`
+	Memory  []sample `json:",omitempty"`
+	Idle    []crowd  `json:",omitempty"`
 }
 
 // A row is one runner.
 type row struct {
 	Runner           string
-	Median, P10, P90 float64 // milliseconds
-	Ratio            float64 // median of those to crun of the same round
+	Median, P10, P90 float64            // milliseconds
+	Ratios           map[string]float64 // medians of those to others of the same round
 	N                int
 }
 
-func newRow(name string, times, base []time.Duration) row {
-	var ms, ratios []float64
-	for i, t := range times {
+// bases are who everybody is compared to, where they take part.
+var bases = []string{"crun", "floor", "docker"}
+
+func isBase(name string) bool { return slices.Contains(bases, name) }
+
+func newRow(name string, times []time.Duration, bases map[string][]time.Duration) row {
+	r := row{Runner: name, N: len(times), Ratios: map[string]float64{}}
+	var ms []float64
+	for _, t := range times {
 		ms = append(ms, t.Seconds()*1e3)
-		ratios = append(ratios, float64(t)/float64(base[i]))
 	}
-	return row{name, percentile(ms, 50), percentile(ms, 10), percentile(ms, 90), percentile(ratios, 50), len(times)}
+	r.Median, r.P10, r.P90 = percentile(ms, 50), percentile(ms, 10), percentile(ms, 90)
+	for base, theirs := range bases {
+		var ratios []float64
+		for i, t := range times {
+			ratios = append(ratios, float64(t)/float64(theirs[i]))
+		}
+		r.Ratios[base] = percentile(ratios, 50)
+	}
+	return r
 }
 
 func percentile[T cmp.Ordered](list []T, p int) T {
@@ -46,12 +62,9 @@ func (r *result) print(w io.Writer, asJSON bool) error {
 		return e.Encode(r)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	if len(r.Starts) > 0 {
-		fmt.Fprintf(t, "start to end\tmedian ms\tp10\tp90\tratio\trounds\t\n")
-	}
-	for _, x := range r.Starts {
-		fmt.Fprintf(t, "%s\t%.2f\t%.2f\t%.2f\t%.2f\t%d\t\n", x.Runner, x.Median, x.P10, x.P90, x.Ratio, x.N)
-	}
+	table(t, "start to end", r.Starts)
+	table(t, fmt.Sprintf("%d starts, %d at a time", r.Batch, lanes), r.Batches)
+	table(t, "exec", r.Execs)
 	for _, s := range r.Memory {
 		fmt.Fprintf(t, "\t\t\t\nmemory %s\tRSS MB\tanonymous\t\n", s.When)
 		for _, p := range s.Processes {
@@ -63,4 +76,30 @@ func (r *result) print(w io.Writer, asJSON bool) error {
 		return err
 	}
 	return printCrowds(w, r.Idle)
+}
+
+// table writes rows, with a column for each of the bases that took part.
+func table(w io.Writer, title string, rows []row) {
+	if len(rows) == 0 {
+		return
+	}
+	var columns []string
+	for _, base := range bases {
+		if _, ok := rows[0].Ratios[base]; ok {
+			columns = append(columns, base)
+		}
+	}
+	fmt.Fprintf(w, "%s\tmedian ms\tp10\tp90\t", title)
+	for _, base := range columns {
+		fmt.Fprintf(w, "to %s\t", base)
+	}
+	fmt.Fprintf(w, "rounds\t\n")
+	for _, x := range rows {
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t", x.Runner, x.Median, x.P10, x.P90)
+		for _, base := range columns {
+			fmt.Fprintf(w, "%.3f\t", x.Ratios[base])
+		}
+		fmt.Fprintf(w, "%d\t\n", x.N)
+	}
+	fmt.Fprintf(w, "\t\n")
 }

@@ -14,6 +14,7 @@ package cgroups
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,9 @@ func hierarchies(r io.Reader) ([]hierarchy, error) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
+		if !bytes.Contains(sc.Bytes(), []byte(" - cgroup")) {
+			continue // there may be hundreds of others
+		}
 		before, after, ok := strings.Cut(sc.Text(), " - ")
 		f, g := strings.Fields(before), strings.Fields(after)
 		if !ok || len(f) < 6 || len(g) < 3 || g[0] != "cgroup" && g[0] != "cgroup2" {
