@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -117,6 +118,14 @@ func TestUserNamespaces(t *testing.T) {
 		m.owned(m.upper(name, "mine"), ids.UID+5, ids.GID+6)
 		m.owned(m.upper(name, ""), ids.UID, ids.GID)
 	}
+	// A third is in the namespaces of the second.
+	shared := []string{"run", "--rm", "--userns", "container:b", "--network", "container:b", "--pid", "container:b", "--ipc", "container:b", ref, "/inside"}
+	for _, args := range [][]string{{"link", "/proc/self/ns/user"}, {"link", "/proc/self/ns/net"}, {"link", "/proc/self/ns/pid"}, {"owner", "/mine"}, {"users"}, {"owner", "/sys/class/net"}} {
+		want := m.ok(append([]string{"exec", "b", "/inside"}, args...)...)
+		if got := m.ok(append(slices.Clone(shared), args...)...); got != want {
+			t.Errorf("in the namespaces of b: %v: %q, want %q", args, got, want)
+		}
+	}
 	// A user who is not root listens at a low port, and is reached from the host.
 	if text := m.answers("tcp", "127.0.0.1:9310"); !strings.HasPrefix(text, "a ") {
 		t.Errorf("port: %q", text)
@@ -171,7 +180,7 @@ func TestUserNamespaceOptions(t *testing.T) {
 	for want, options := range map[string]string{
 		"userns.default = auto":          "--privileged",
 		"--pid host":                     "--userns auto --pid host",
-		"add --userns host":              "--ipc container:x",
+		"or --userns host":               "--ipc container:x",
 		"unknown option":                 "--userns auto:colour=red",
 		"add --userns auto":              "--userns host -v " + volume + ":/v:idmap",
 		"other containers have":          fmt.Sprintf("--userns auto:uidmapping=5:%d:1", first+5),

@@ -65,7 +65,7 @@ func hostFlags(f *flagSet, a *control.CreateArgs) {
 		put(&a.Sysctls, name, value)
 		return nil
 	})
-	f.add("userns", "MODE", "users: host (default) for those of this machine, or auto[:size=N] for a range of its own", func(s string) error {
+	f.add("userns", "MODE", "users: host (default), auto[:size=N] for a range of its own, or container:NAME", func(s string) error {
 		a.UserNS = s
 		_, err := userns.Parse(s)
 		return err

@@ -63,6 +63,7 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"[metrics]\nremote = true":                                     "metrics.remote",
 		"[tracing]\nendpoint = '127.0.0.1:4318'":                       "tracing.endpoint",
 		"[userns]\ndefault = 'keep-id'":                                "userns.default",
+		"[userns]\ndefault = 'container:x'":                            "userns.default",
 		"[userns]\nbase = 100000":                                      "want both",
 		"[userns]\nbase = 1000\nsize = 65536":                          "userns.base",
 		"[userns]\nbase = 4294967295\nsize = 2":                        "userns.base",

@@ -27,8 +27,8 @@ type UsernsConfig struct {
 }
 
 func (c UsernsConfig) validate() error {
-	if _, err := userns.Parse(c.Default); err != nil {
-		return fmt.Errorf("userns.default = %w", err)
+	if q, err := userns.Parse(c.Default); err != nil || q.Of != "" {
+		return fmt.Errorf("userns.default = %q: want host, or auto with or without options", c.Default)
 	}
 	switch {
 	case (c.Base == 0) != (c.Size == 0):

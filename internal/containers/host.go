@@ -269,17 +269,20 @@ func devices(s *specs.Spec, a *control.CreateArgs) error {
 	return nil
 }
 
+// joinFlags are the options that the keys of monitor.Config.Joins come from.
+var joinFlags = map[string]string{"ipc": "ipc", "pid": "pid", joinedUsers: "userns"}
+
 // joins are the containers whose namespaces, beside the network's, a container shares: kind → ID.
 func (s *Service) joins(a *control.CreateArgs) (map[string]string, error) {
 	list := map[string]string{}
-	for kind, mode := range map[string]string{"ipc": a.IPC, "pid": a.PID} {
+	for kind, mode := range map[string]string{"ipc": a.IPC, "pid": a.PID, joinedUsers: a.UserNS} {
 		name, ok := control.OtherContainer(mode)
 		if !ok {
 			continue
 		}
 		id, err := s.find(name)
 		if err != nil {
-			return nil, fmt.Errorf("--%s %s: %w", kind, mode, err)
+			return nil, fmt.Errorf("--%s %s: %w", joinFlags[kind], mode, err)
 		}
 		list[kind] = id
 	}

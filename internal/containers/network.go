@@ -284,7 +284,7 @@ func (s *Service) namespaces(ctx context.Context, c *monitor.Config) (list []mon
 		}
 		if err != nil {
 			s.Networks.Release(c.ID, 0)
-			return list, fmt.Errorf("--%s container: %w", kind, err)
+			return list, fmt.Errorf("--%s container: %w", joinFlags[kind], err)
 		}
 	}
 	if err := s.hostFiles(c, e); err != nil {

@@ -91,14 +91,17 @@ func (s *Service) users(ctx context.Context, a *control.CreateArgs) (*fsmounts.I
 	if err != nil {
 		return nil, nil, invalid("--userns %v", err)
 	}
-	if !q.Auto {
+	if !q.Auto && q.Of == "" {
 		return nil, nil, checkUnmapped(a)
 	}
 	if s.IDs.Make == nil {
 		return nil, nil, &control.Error{Code: control.CodeUnsupported, Message: "--userns auto: this daemon has no user namespaces"}
 	}
-	if err := checkMapped(a, from+mode); err != nil {
+	if err := s.checkMapped(a, from+mode, q.Of); err != nil {
 		return nil, nil, err
+	}
+	if q.Of != "" {
+		return s.sharedUsers(a.ID, q.Of)
 	}
 	pool := s.IDs.Pool
 	for _, x := range []struct {
@@ -173,19 +176,54 @@ func (s *Service) tryRange(id string, size uint32) (control.IDRange, bool) {
 	return ids, ok
 }
 
-// checkMapped refuses what a container with users of its own cannot have; as says where it comes from.
-func checkMapped(a *control.CreateArgs, as string) error {
+// sharedUsers are those of another container, in whose namespace one that is being made is to be.
+func (s *Service) sharedUsers(id, name string) (*fsmounts.IDMap, *control.IDRange, error) {
+	other, err := s.find(name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--userns container:%s: %w", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.known[other]
+	if c == nil {
+		return nil, nil, notFound(name)
+	}
+	m := mapOf(c)
+	if m == nil {
+		return nil, nil, invalid("--userns container:%s: that container's users are the host's; use --userns host", name)
+	}
+	ids := *c.IDs
+	s.ranges.of[id] = ids // as long as one of the two is there
+	return m, &ids, nil
+}
+
+// checkMapped refuses what a container with users of its own cannot have, or with those
+// of the container of. as says where it comes from.
+func (s *Service) checkMapped(a *control.CreateArgs, as, of string) error {
 	const instead = "add --userns host"
 	if a.Privileged {
 		return invalid("--privileged: with %s its root would be an ordinary user of this machine all the same; %s", as, instead)
 	}
 	for _, n := range []struct{ flag, mode string }{{"--pid", a.PID}, {"--ipc", a.IPC}, {"--network", a.Network}} {
-		_, other := control.OtherContainer(n.mode)
-		if other || n.mode == ofHost && n.flag != "--network" {
-			return invalid("%s %s: that namespace belongs to other users than those of %s, so the kernel lets the container do nothing in it; %s", n.flag, n.mode, as, instead)
+		name, other := control.OtherContainer(n.mode)
+		switch {
+		case other && of != "" && s.same(name, of), n.mode == ofHost && n.flag == "--network":
+		case other:
+			return invalid("%s %s: that namespace belongs to other users than those of %s, so the kernel lets the container do nothing in it; add --userns container:%s, if that has users of its own, or --userns host", n.flag, n.mode, as, name)
+		case n.mode == ofHost:
+			return invalid("%s host: that namespace belongs to other users than those of %s, so the kernel lets the container do nothing in it; %s", n.flag, as, instead)
+		case n.flag == "--network" && of != "" && n.mode != control.NetworkNone:
+			return invalid("%s: the network has to belong to the same users: add --network container:%s, none or host", as, of)
 		}
 	}
 	return nil
+}
+
+// same says whether two names are of one container.
+func (s *Service) same(a, b string) bool {
+	x, err := s.find(a)
+	y, err2 := s.find(b)
+	return err == nil && err2 == nil && x == y
 }
 
 // checkUnmapped refuses what wants users of its own.
@@ -252,11 +290,14 @@ func mapOf(c *monitor.Config) *fsmounts.IDMap {
 	return &fsmounts.IDMap{UID: extents(c.Spec.Linux.UIDMappings), GID: extents(c.Spec.Linux.GIDMappings)}
 }
 
+// joinedUsers is the key of monitor.Config.Joins under which the container is whose user namespace it is in.
+const joinedUsers = monitor.Users
+
 // userNamespace makes the container's, for this start, with a network that belongs
 // to it where that is ours to connect. Without one both are nil.
 func (s *Service) userNamespace(ctx context.Context, c *monitor.Config) (user, net *os.File, err error) {
 	m := mapOf(c)
-	if m == nil {
+	if m == nil || c.Joins[joinedUsers] != "" { // which is opened where other containers' are
 		return nil, nil, nil
 	}
 	if s.IDs.Make == nil {

@@ -203,8 +203,10 @@ func TestUsersThatCannotBe(t *testing.T) {
 		"add --userns auto": func(a *control.CreateArgs) {
 			a.UserNS, a.Mounts = "host", []control.MountSpec{{Type: "bind", Options: []string{"idmap"}}}
 		},
-		"want host or auto": func(a *control.CreateArgs) { a.UserNS = "keep-id" },
-		"overlap":           func(a *control.CreateArgs) { a.UserNS = "auto:uidmapping=1:7:3,uidmapping=2:70:1" },
+		"no such container":                        func(a *control.CreateArgs) { a.UserNS = "container:nobody" },
+		"--network container:nobody, none or host": func(a *control.CreateArgs) { a.UserNS, a.Network = "container:nobody", "bridge" },
+		"want host, auto or container:NAME":        func(a *control.CreateArgs) { a.UserNS = "keep-id" },
+		"overlap":                                  func(a *control.CreateArgs) { a.UserNS = "auto:uidmapping=1:7:3,uidmapping=2:70:1" },
 	} {
 		a := &control.CreateArgs{ID: containerID(1), Network: "none", HostOptions: control.HostOptions{UserNS: "auto"}}
 		change(a)
@@ -249,5 +251,32 @@ func TestMapUsers(t *testing.T) {
 	i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/sys" })
 	if sys := s.Mounts[i]; sys.Type != "bind" || !slices.Contains(sys.Options, "ro") || slices.Contains(sys.Options, "rbind") {
 		t.Errorf("/sys on the host's network: %+v", sys)
+	}
+}
+
+// TestSharedUsers: the users of another container stay taken until both are gone.
+func TestSharedUsers(t *testing.T) {
+	root := t.TempDir()
+	s := book(t, root, 1)
+	first := enter(t, s, containerID(1), false, `{"Status":"exited"}`)
+	a := &control.CreateArgs{ID: containerID(2), Network: "container:" + first.Name, HostOptions: control.HostOptions{UserNS: "container:" + first.Name, PID: "container:" + first.ID}}
+	m, ids, err := s.users(t.Context(), a)
+	if err != nil || *ids != *first.IDs || m.String() != mapOf(first).String() {
+		t.Fatalf("%v, %v, %v, want those of the first, %v", m, ids, err, *first.IDs)
+	}
+	joins, err := s.joins(a)
+	if err != nil || joins["user"] != first.ID || joins["pid"] != first.ID {
+		t.Errorf("it joins %v, %v", joins, err)
+	}
+	if _, err := s.Remove(t.Context(), first.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	third := &control.CreateArgs{ID: containerID(3), HostOptions: control.HostOptions{UserNS: "auto"}}
+	if _, _, err := s.users(t.Context(), third); err == nil {
+		t.Error("the users of one that is still there were given to another")
+	}
+	s.unreserve(a)
+	if _, _, err := s.users(t.Context(), third); err != nil {
+		t.Error(err)
 	}
 }

@@ -26,6 +26,7 @@ const (
 // A Request is what a container's user namespace is to be.
 type Request struct {
 	Auto     bool
+	Of       string          // the container whose namespace it is; "": none's
 	Size     uint32          // of the range; 0: as configured
 	UID, GID []mounts.Extent // that are mapped besides, to the host's users and groups
 }
@@ -36,7 +37,7 @@ const (
 	maxForced = 32
 )
 
-// Parse reads a mode as podman writes it: host, auto, or
+// Parse reads a mode as podman writes it: host, container:NAME, auto, or
 // auto:size=N,uidmapping=INSIDE:HOST:SIZE,gidmapping=INSIDE:HOST:SIZE. Mappings may
 // be given several times. Errors name what cannot be.
 func Parse(s string) (q Request, err error) {
@@ -44,11 +45,14 @@ func Parse(s string) (q Request, err error) {
 		return q, fmt.Errorf("%d bytes: want at most %d", len(s), maxText)
 	}
 	mode, options, given := strings.Cut(s, ":")
+	other, shared := control.OtherContainer(s)
 	switch {
 	case mode == Host && !given:
 		return q, nil
+	case shared:
+		return Request{Of: other}, nil
 	case mode != Auto:
-		return q, fmt.Errorf("%q: want host or auto", s)
+		return q, fmt.Errorf("%q: want host, auto or container:NAME", s)
 	case !given:
 		return Request{Auto: true}, nil
 	}

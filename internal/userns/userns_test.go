@@ -15,6 +15,7 @@ func TestParse(t *testing.T) {
 	for text, want := range map[string]Request{
 		"host":            {},
 		"auto":            {Auto: true},
+		"container:x":     {Of: "x"},
 		"auto:size=1":     {Auto: true, Size: 1},
 		"auto:size=65536": {Auto: true, Size: 65536},
 		"auto:size=10,uidmapping=5:1000:1,uidmapping=7:1007:2,gidmapping=5:50:1": {
@@ -27,10 +28,11 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"":                               "want host or auto",
-		"host:size=1":                    "want host or auto",
-		"keep-id":                        "want host or auto",
-		"Auto":                           "want host or auto",
+		"":                               "want host, auto or container:NAME",
+		"host:size=1":                    "want host, auto or container:NAME",
+		"container:":                     "want host, auto or container:NAME",
+		"keep-id":                        "want host, auto or container:NAME",
+		"Auto":                           "want host, auto or container:NAME",
 		"auto:":                          `unknown option ""`,
 		"auto:size":                      "size=",
 		"auto:size=0":                    "size=0",

@@ -37,7 +37,7 @@ type Config struct {
 	StopSignal      string                // "" is SIGTERM
 	StopTimeout     *int                  `json:",omitempty"` // seconds from StopSignal to SIGKILL, if the client does not say; negative: never; nil: 10
 	GroupAdd        []string              `json:",omitempty"` // supplementary groups; names are looked up as User is
-	Joins           map[string]string     `json:",omitempty"` // "ipc", "pid" → the container whose namespace it shares; the daemon's business
+	Joins           map[string]string     `json:",omitempty"` // "ipc", "pid", "user" → the container whose namespace it shares; the daemon's business
 	IDs             *control.IDRange      `json:",omitempty"` // that its user namespace has to itself; nil: it has none
 	CgroupParent    string                // cgroup below which the container's is made
 	Socket          string                // where the monitor listens
