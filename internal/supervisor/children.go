@@ -58,7 +58,7 @@ func (c *children) reap() {
 
 // start runs a program in a session of its own. Its exit status comes from end.
 func (c *children) start(argv, env []string, dir string, files []*os.File) (pid int, end <-chan unix.WaitStatus, err error) {
-	return c.startFile(argv[0], argv, env, dir, files)
+	return c.startFile(argv[0], argv, env, dir, files, 0)
 }
 
 // startSealed is start of the program that exe is.
@@ -68,18 +68,23 @@ func (c *children) startSealed(exe *os.File, argv, env []string, dir string, fil
 		return 0, err
 	}
 	defer exe.Close()
-	pid, _, err = c.startFile(path, argv, env, dir, files)
+	pid, _, err = c.startFile(path, argv, env, dir, files, 0)
 	return pid, err
 }
 
-func (c *children) startFile(path string, argv, env []string, dir string, files []*os.File) (pid int, end <-chan unix.WaitStatus, err error) {
+// startMortal is start, and the program is killed when the calling thread ends.
+func (c *children) startMortal(argv, env []string, dir string, files []*os.File) (pid int, end <-chan unix.WaitStatus, err error) {
+	return c.startFile(argv[0], argv, env, dir, files, unix.SIGKILL)
+}
+
+func (c *children) startFile(path string, argv, env []string, dir string, files []*os.File, death unix.Signal) (pid int, end <-chan unix.WaitStatus, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p, err := os.StartProcess(path, argv, &os.ProcAttr{
 		Dir:   dir,
 		Env:   env,
 		Files: files,
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Pdeathsig: death},
 	})
 	if err != nil {
 		return 0, nil, err

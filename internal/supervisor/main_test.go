@@ -209,6 +209,21 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 				return err
 			}
 			return r.Reply(string(out))
+		case "alone": // with a word, and everything that a program can say
+			var complaint []byte
+			out, err := w.RunProgram(ctx, Program{Name: args[1], Args: args[2:], Alone: args[0], Stderr: &complaint, Time: time.Minute})
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, complaint)
+			}
+			return r.Reply(string(out) + "/" + string(complaint))
+		case "netns":
+			path, err := w.MakeNetns(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return r.Reply(path)
+		case "no netns":
+			return w.DropNetns(ctx, args[0])
 		case "output":
 			out, err := w.Output(ctx, args[0], args[1], []byte(args[2]))
 			if err != nil && len(out) > 0 {

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"time"
@@ -24,9 +26,11 @@ const (
 )
 
 type programArgs struct {
-	Name string // in PATH, or an absolute path
-	Args []string
-	Env  []string `json:",omitempty"` // beside the supervisor's
+	Name  string // in PATH, or an absolute path
+	Args  []string
+	Env   []string      `json:",omitempty"` // beside the supervisor's
+	Time  time.Duration `json:",omitempty"` // 0: programTime
+	Alone string        `json:",omitempty"` // see Program
 }
 
 type programEnd struct {
@@ -34,15 +38,18 @@ type programEnd struct {
 	Signal string `json:",omitempty"` // that ended it instead
 }
 
-// program runs a program with the request's two descriptors as standard input
-// and output, waits for its end, and tells its exit status. It is killed, and
+// program runs a program with the request's two or three descriptors as standard
+// input, output and error, waits for its end, and tells its exit status. It is killed, and
 // what it has started with it, when the worker hangs up or it takes too long.
+//
+// It does not outlive the supervisor: nobody would know that it still runs. The
+// kernel ends it with the thread that has started it, which therefore waits for it.
 func (s *supervisor) program(ctx context.Context, r *control.Request) error {
 	var a programArgs
 	if err := r.Decode(&a); err != nil {
 		return err
 	}
-	if len(r.Files) != 2 || a.Name == "" || strings.ContainsRune(a.Name, 0) || strings.ContainsRune(a.Name, '/') && !filepath.IsAbs(a.Name) {
+	if len(r.Files) != 2 && len(r.Files) != 3 || a.Name == "" || strings.ContainsRune(a.Name, 0) || strings.ContainsRune(a.Name, '/') && !filepath.IsAbs(a.Name) {
 		return &control.Error{Code: control.CodeInvalid, Message: fmt.Sprintf("program %q with %d descriptors", a.Name, len(r.Files))}
 	}
 	path, err := exec.LookPath(a.Name)
@@ -57,13 +64,23 @@ func (s *supervisor) program(ctx context.Context, r *control.Request) error {
 		return err
 	}
 	defer null.Close()
-	pid, end, err := s.kids.start(append([]string{path}, a.Args...), environ(a.Env...), "/", []*os.File{r.Files[0], r.Files[1], null})
+	if a.Alone != "" {
+		done, err := s.alone.enter(ctx, a.Alone)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	pid, end, err := s.kids.startMortal(append([]string{path}, a.Args...), environ(a.Env...), "/", append(r.Files[:len(r.Files):len(r.Files)], null)[:3])
 	if err != nil {
 		return err
 	}
 	closeAll(r.Files...) // so that the other ends of the pipes see the program's
 	r.Files = nil
-	ctx, cancel := context.WithTimeoutCause(ctx, programTime, fmt.Errorf("%s has not ended for %v", a.Name, programTime))
+	most := cmp.Or(a.Time, programTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("%s has not ended for %v", a.Name, most))
 	defer cancel()
 	select {
 	case status := <-end:
@@ -76,6 +93,40 @@ func (s *supervisor) program(ctx context.Context, r *control.Request) error {
 		s.kids.kill(pid)
 		<-end
 		return context.Cause(ctx)
+	}
+}
+
+// A queue lets in one at a time for each word.
+type queue struct {
+	mu   sync.Mutex
+	busy map[string]chan struct{} // closed when who is in leaves
+}
+
+// enter waits for its turn. Who is in calls done.
+func (q *queue) enter(ctx context.Context, word string) (done func(), err error) {
+	for {
+		q.mu.Lock()
+		other := q.busy[word]
+		if other == nil {
+			mine := make(chan struct{})
+			if q.busy == nil {
+				q.busy = map[string]chan struct{}{}
+			}
+			q.busy[word] = mine
+			q.mu.Unlock()
+			return func() {
+				q.mu.Lock()
+				delete(q.busy, word)
+				q.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		q.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 
@@ -94,8 +145,17 @@ type Program struct {
 	Args  []string
 	Env   []string // NAME=VALUE, beside the supervisor's
 	Stdin []byte
-	Most  int // bytes of its output; more are an error. 0: the first MiB counts
+	Most  int           // bytes of its output; more are an error. 0: the first MiB counts
+	Time  time.Duration // that it may take; 0: 30 s
+	// Alone, if not empty, has it wait for the end of others with that word, also
+	// of those that an earlier worker has left, which are being killed.
+	Alone string
+	// Stderr gets the first 64 KiB of what it complains. nil: nobody does.
+	Stderr *[]byte
 }
+
+// maxComplaint is how much of a program's standard error is kept, bytes.
+const maxComplaint = 64 << 10
 
 // errOutput says that a program has written too much.
 var errOutput = errors.New("its output is too long")
@@ -136,12 +196,31 @@ func (w *Worker) RunProgram(ctx context.Context, p Program) (stdout []byte, err 
 		}
 		io.Copy(io.Discard, out)
 	})
+	files := []*os.File{in, outEnd}
+	var complaint *os.File
+	if p.Stderr != nil {
+		r, w, err := os.Pipe()
+		if err != nil {
+			closeAll(in, inEnd, out, outEnd)
+			ends.Wait()
+			return nil, err
+		}
+		complaint, files = r, append(files, w)
+		ends.Go(func() {
+			defer r.Close()
+			*p.Stderr, _ = io.ReadAll(io.LimitReader(r, maxComplaint))
+			io.Copy(io.Discard, r)
+		})
+	}
 	var e programEnd
-	_, err = w.ask(ctx, opProgram, programArgs{p.Name, p.Args, p.Env}, &e, in, outEnd)
+	_, err = w.ask(ctx, opProgram, programArgs{p.Name, p.Args, p.Env, p.Time, p.Alone}, &e, files...)
 	deadline := time.Now().Add(pipeTime)
-	closeAll(in, outEnd)
+	closeAll(files...)
 	inEnd.SetWriteDeadline(deadline)
 	out.SetReadDeadline(deadline)
+	if complaint != nil {
+		complaint.SetReadDeadline(deadline)
+	}
 	ends.Wait()
 	switch {
 	case excess > 0:

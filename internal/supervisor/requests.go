@@ -25,7 +25,9 @@ const (
 	opSpawn   = "supervisor.spawn"    // Process, descriptors → spawned
 	opStore   = "supervisor.remember" // memory
 	opRecall  = "supervisor.recall"   // nil → memory
-	opProgram = "supervisor.program"  // programArgs, two descriptors → programEnd
+	opProgram = "supervisor.program"  // programArgs, two or three descriptors → programEnd
+	opNetns   = "supervisor.netns"    // netnsArgs → mountResult
+	opNoNetns = "supervisor.nonetns"  // netnsArgs
 
 	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors and more
 )
@@ -104,6 +106,10 @@ func (s *supervisor) handle(ctx context.Context, r *control.Request) error {
 		return r.Reply(s.memory.all())
 	case opProgram:
 		return s.program(ctx, r)
+	case opNetns:
+		return s.makeNetns(r)
+	case opNoNetns:
+		return s.dropNetns(r)
 	}
 	return &control.Error{Code: control.CodeInvalid, Message: "supervisor: unknown operation " + r.Op}
 }

@@ -113,8 +113,10 @@ type supervisor struct {
 
 	memory memories
 	sealed sealed
+	alone  queue // of programs
 
 	images sync.Mutex // held while mounts of images change
+	netns  sync.Mutex // held while names of network namespaces do
 
 	mu       sync.Mutex
 	worker   int // pid, 0: none
@@ -226,7 +228,7 @@ func (s *supervisor) leave() error {
 		s.log.Info("stopped; containers and mounts live on", "keeper", s.status().Keeper)
 		return nil
 	}
-	err := errors.Join(s.service.forget(), s.unmountAll())
+	err := errors.Join(s.service.forget(), s.unmountAll(), s.dropAllNetns())
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	err = errors.Join(err, keeper.End(ctx, s.o.Run))

@@ -279,7 +279,7 @@ func environ(add ...string) []string {
 	var env []string
 	for _, e := range os.Environ() {
 		name, _, _ := strings.Cut(e, "=")
-		if name != workerEnv && !slices.Contains(serviceVariables, name) {
+		if name != workerEnv && !slices.Contains(serviceVariables, name) && !slices.ContainsFunc(add, func(a string) bool { return strings.HasPrefix(a, name+"=") }) {
 			env = append(env, e)
 		}
 	}
