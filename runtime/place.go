@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"path"
 
 	"golang.org/x/sys/unix"
 
@@ -32,13 +33,14 @@ func (s *start) makeScratch() error {
 // attach takes the child's mounts off the host's, and puts the root on top of "/",
 // which needs no directory for it, and scratch where the host has its procfs.
 //
-// A createContainer hook wants the host's file systems as they are, and the root where it is.
+// A createContainer hook wants the host's file systems as they are, and the root where it is:
+// one that was given by descriptor is put at root.path, if the spec has an absolute one.
 func (s *start) attach(given bool) error {
 	p := s.prog
 	p.step = "make the mounts private"
 	p.mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE)
 	at, scratchAt := "/", "/proc"
-	if len(s.plan.hooks.container) > 0 && !given {
+	if len(s.plan.hooks.container) > 0 && (!given || path.IsAbs(s.plan.rootPath)) {
 		at, scratchAt = s.plan.rootPath, s.plan.rootPath
 	}
 	p.step = "attach scratch"

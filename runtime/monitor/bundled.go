@@ -8,6 +8,7 @@ import (
 	goruntime "runtime"
 	"slices"
 	"sync"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -179,7 +180,7 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container,
 		process.ConsoleSize = &specs.Box{Height: uint(cfg.Height), Width: uint(cfg.Width)}
 	}
 	plan, err := runtime.NewPlan(&spec, runtime.Options{
-		ID: cfg.ID, CgroupParent: cfg.CgroupParent, SeccompCache: cfg.SeccompCache, Init: cfg.Init,
+		ID: cfg.ID, CgroupParent: cfg.CgroupParent, SeccompCache: cfg.SeccompCache, Init: cfg.Init, Bundle: cfg.Bundle,
 	})
 	if err != nil {
 		return nil, err
@@ -188,7 +189,7 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container,
 	if err != nil {
 		return nil, err
 	}
-	return bundle{c, b.groups}, b.Release() // from now on the mount is the container's
+	return bundle{c, plan, b.groups}, b.Release() // from now on the mount is the container's
 }
 
 func (b *bundled) root() *os.File {
@@ -214,14 +215,25 @@ func (b *bundled) Release() error {
 // bundle makes a runtime.Container a Container.
 type bundle struct {
 	c      *runtime.Container
+	plan   *runtime.Plan
 	groups []uint32 // of Config.GroupAdd
 }
+
+// poststopTime is how long the hooks that follow a container may take, all together.
+const poststopTime = 30 * time.Second
 
 func (b bundle) Init() Process { return program{b.c.Init()} }
 func (b bundle) Kill() error   { return b.c.Kill() }
 func (b bundle) Pause() error  { return b.c.Pause(context.Background()) }
 func (b bundle) Resume() error { return b.c.Resume(context.Background()) }
-func (b bundle) Close() error  { return b.c.Close() }
+
+// Close removes the container, and runs the hooks that follow. A monitor calls it once.
+func (b bundle) Close() error {
+	err := b.c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), poststopTime)
+	defer cancel()
+	return errors.Join(err, b.plan.Poststop(ctx))
+}
 
 func (b bundle) OOMKilled() bool {
 	killed, err := b.c.OOMKilled()

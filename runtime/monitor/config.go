@@ -47,6 +47,7 @@ type Config struct {
 	Network         control.NetworkConfig `json:",omitzero"`  // how it is connected; the daemon's business
 	Ready           string                `json:",omitempty"` // see ParseReady; "" leaves it to Health or, without that, to the daemon
 	Health          *control.Healthcheck  `json:",omitempty"` // nil: none
+	Bundle          string                `json:",omitempty"` // directory that hooks are told, with the spec for them to read; "": there is none
 	Created         time.Time             // when the client asked for it
 	Labels          map[string]string     `json:",omitempty"`
 }
