@@ -33,13 +33,13 @@ peers:
 	$(GO) run ./bench/peers
 
 test: build peers
-	@scripts/need e2fsprogs erofs-utils busybox-static runc crun
+	@scripts/need e2fsprogs erofs-utils busybox-static runc crun nftables
 	$(GO) vet ./...
 	$(GO) test ./...
 
 # The race detector is the one thing here that wants a C compiler.
 test-race:
-	@scripts/need gcc libc6-dev e2fsprogs erofs-utils busybox-static
+	@scripts/need gcc libc6-dev e2fsprogs erofs-utils busybox-static nftables
 	CGO_ENABLED=1 $(GO) test -race ./...
 
 lint:

@@ -47,6 +47,9 @@ var rules = []struct{ from, not, why string }{
 	{"cmd/snapctl", "github.com/vishvananda/netlink", "the daemon connects containers"},
 	{"cmd/snapctl", "github.com/google/nftables", "the daemon connects containers"},
 	{"internal/userns", module + "/internal/containers", "snapctl links it, and it knows no containers"},
+	{"cmd/snapctl", "github.com/containernetworking", "the daemon's supervisor runs plugins"},
+	{"internal/cni", module + "/internal/containers", "it knows no containers, but IDs"},
+	{"internal/cni", "github.com/vishvananda/netlink", "plugins make links"},
 	{"internal/network", module + "/internal/containers", "it knows no containers, but IDs"},
 }
 
@@ -77,9 +80,10 @@ func TestOnlyOneImporter(t *testing.T) {
 		// Who serves containerd, and who asks it.
 		"google.golang.org/grpc": {module + "/snapshotter", module + "/cmd/snapd", module + "/internal/rpc", module + "/internal/cri", module + "/internal/node"},
 		// internal/telemetry listens for scrapers and sends spans, if it is configured to.
-		"github.com/vishvananda/netlink": {module + "/internal/network"},
-		"github.com/google/nftables":     {module + "/internal/network"},
-		"net/http":                       {module + "/layers/registry", module + "/internal/telemetry", module + "/internal/images/imagestest", module + "/bench/"},
+		"github.com/vishvananda/netlink":            {module + "/internal/network"},
+		"github.com/google/nftables":                {module + "/internal/network"},
+		"github.com/containernetworking/cni/libcni": {module + "/internal/cni"},
+		"net/http": {module + "/layers/registry", module + "/internal/telemetry", module + "/internal/images/imagestest", module + "/bench/"},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./...").Output()
 		if err != nil {

@@ -22,7 +22,7 @@ func networkFlags(f *flagSet, a *control.CreateArgs) {
 		a.Expose = append(a.Expose, p...)
 		return err
 	})
-	f.add("network,net", "NETWORK", "network: bridge (default), host, none, or container:NAME for that of another container", func(s string) error { a.Network = s; return network(s) })
+	f.add("network,net", "NETWORK", "bridge (default), host, none, container:NAME for another container's, or cni:NAME", func(s string) error { a.Network = s; return network(s) })
 	f.add("p,publish", "PORT", "publish a port: [[ADDRESS:][HOST-PORT]:]PORT[/udp], or ranges of ports", func(s string) error {
 		p, err := ports.Parse(s)
 		a.Publish = append(a.Publish, p...)
@@ -48,5 +48,8 @@ func network(s string) error {
 	if _, ok := control.OtherContainer(s); ok {
 		return nil
 	}
-	return fmt.Errorf("%q: unknown network; use bridge, host, none or container:NAME", s)
+	if _, ok := control.OfPlugins(s); ok {
+		return nil
+	}
+	return fmt.Errorf("%q: unknown network; use bridge, host, none, container:NAME or cni:NAME", s)
 }

@@ -181,8 +181,9 @@ func DefaultConfig() Config {
 		Index:       IndexConfig{Trust: trustSigned},
 		Disk:        DiskConfig{Reserve: 1 << 30},
 
-		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto, Ahead: true},
-		Userns:  UsernsConfig{Default: userns.Host, Range: userns.DefaultSize},
+		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto, Ahead: true,
+			CNIConfig: "/etc/cni/net.d", CNIPlugins: []string{"/opt/cni/bin", "/usr/lib/cni"}, CNITimeout: Duration(30 * time.Second)},
+		Userns: UsernsConfig{Default: userns.Host, Range: userns.DefaultSize},
 	}
 }
 

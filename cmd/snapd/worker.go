@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/snapfs/snapfs/fs/objectfs"
+	"github.com/snapfs/snapfs/internal/cni"
 	"github.com/snapfs/snapfs/internal/containers"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/credentials"
@@ -55,6 +56,7 @@ type daemon struct {
 	files           *soci.Files
 	images          *images.Service
 	network         *network.Service
+	cni             *cni.Service
 	containers      *containers.Service
 	containerds     []*containerd
 	containerdsOpen chan struct{} // closed when all are open that can be
@@ -153,8 +155,12 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if d.network, err = network.Open(ctx, c.Network.options(c.Root, c.Run, d.log)); err != nil {
 		return err
 	}
+	if d.cni, err = cni.Open(ctx, c.Network.cniOptions(c.Root, d.w, d.network, d.log)); err != nil {
+		return err
+	}
 	d.containers, err = containers.Open(ctx, containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: d.network, Network: c.Network.Default, IDs: c.Userns.options(d.w, d.log),
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: networks{d.network, d.cni}, Plugins: d.cni, Network: c.Network.Default,
+		IDs:   c.Userns.options(d.w, d.log),
 		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	if err != nil {
@@ -209,6 +215,9 @@ func (d *daemon) close() error {
 	errs = append(errs, d.closeContainerds())
 	if d.containers != nil {
 		d.containers.Close()
+	}
+	if d.cni != nil {
+		errs = append(errs, d.cni.Close())
 	}
 	if d.network != nil {
 		errs = append(errs, d.network.Close())

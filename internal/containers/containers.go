@@ -46,6 +46,7 @@ type Options struct {
 	Images       *images.Service
 	Spawner      Spawner
 	Networks     Networks // nil: there is no bridge
+	Plugins      Plugins  // nil: nobody runs CNI's
 	Network      string   // of a container that names none: one of control's constants
 	IDs          UserOptions
 	Events       *events.Log  // nil: nobody is told
@@ -82,6 +83,9 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	}
 	if o.Boots == nil {
 		o.Boots = noBoots{}
+	}
+	if o.Plugins == nil {
+		o.Plugins = noPlugins{}
 	}
 	if o.Networks == nil {
 		o.Networks = noNetworks{}

@@ -197,7 +197,7 @@ const (
 // any user may listen at any port and ping (moby daemon/oci_linux.go, v28).
 func sysctls(s *specs.Spec, a *control.CreateArgs) error {
 	list := map[string]string{}
-	if a.Network == control.NetworkBridge || a.Network == control.NetworkNone {
+	if _, byPlugins := control.OfPlugins(a.Network); byPlugins || a.Network == control.NetworkBridge || a.Network == control.NetworkNone {
 		list["net.ipv4.ip_unprivileged_port_start"] = "0"
 		list[pingGroups] = allGroups
 	}

@@ -41,6 +41,18 @@ func readSmall(name string) []byte {
 	return b
 }
 
+// namesOf is the resolver configuration of a network, which is the host's where plugins say nothing of servers.
+func namesOf(e *control.Endpoint) []byte {
+	if e == nil || e.DNS == nil {
+		return hostResolv()
+	}
+	r := resolv{servers: e.DNS.Servers, search: e.DNS.Search, options: e.DNS.Options}
+	if len(r.servers) == 0 {
+		r.servers = parseResolv(hostResolv()).servers
+	}
+	return r.text()
+}
+
 // hostFiles writes a container's hosts, hostname and resolv.conf, which are
 // bound into it. e is its connection to the bridge; nil while it has none.
 func (s *Service) hostFiles(c *monitor.Config, e *control.Endpoint) error {
@@ -50,7 +62,7 @@ func (s *Service) hostFiles(c *monitor.Config, e *control.Endpoint) error {
 		dir := s.dir(n.Container)
 		f = files{hosts: readSmall(filepath.Join(dir, hostsFile)), hostname: readSmall(filepath.Join(dir, hostnameFile)), resolv: readSmall(filepath.Join(dir, resolvFile))}
 	default:
-		f = files{hosts: hostsOf(c, e), hostname: []byte(c.Network.Hostname + "\n"), resolv: resolvOf(n, hostResolv(), e != nil && e.IPv6.IsValid())}
+		f = files{hosts: hostsOf(c, e), hostname: []byte(c.Network.Hostname + "\n"), resolv: resolvOf(n, namesOf(e), e != nil && e.IPv6.IsValid())}
 	}
 	dir, m := s.dir(c.ID), mapOf(c)
 	for name, text := range map[string][]byte{hostsFile: f.hosts, hostnameFile: f.hostname, resolvFile: f.resolv} {
@@ -93,7 +105,7 @@ func hostsOf(c *monitor.Config, e *control.Endpoint) []byte {
 		}
 	}
 	if e != nil {
-		for _, a := range []netip.Prefix{e.IPv4, e.IPv6} {
+		for _, a := range append([]netip.Prefix{e.IPv4, e.IPv6}, e.More...) {
 			if a.IsValid() {
 				b = fmt.Appendf(b, "%s\t%s\n", a.Addr(), c.Network.Hostname)
 			}
@@ -107,10 +119,8 @@ func gateways(n *control.NetworkConfig, e *control.Endpoint, addr netip.Addr) []
 	switch {
 	case addr.IsValid():
 		return []netip.Addr{addr}
-	case e != nil && e.Gateway6.IsValid():
-		return []netip.Addr{e.Gateway4, e.Gateway6}
 	case e != nil:
-		return []netip.Addr{e.Gateway4}
+		return slices.DeleteFunc([]netip.Addr{e.Gateway4, e.Gateway6}, func(a netip.Addr) bool { return !a.IsValid() })
 	case n.Mode == control.NetworkHost:
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 	}
@@ -121,7 +131,7 @@ func gateways(n *control.NetworkConfig, e *control.Endpoint, addr netip.Addr) []
 func resolvOf(n *control.NetworkConfig, host []byte, v6 bool) []byte {
 	r := parseResolv(host)
 	switch n.Mode {
-	case control.NetworkBridge:
+	case control.NetworkBridge, control.NetworkPlugins:
 		r.reachable(v6)
 		if len(r.servers) == 0 {
 			r.servers = defaultServers(v6)

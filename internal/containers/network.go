@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/internal/cni"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/network"
 	"github.com/snapfs/snapfs/internal/ports"
@@ -31,6 +32,33 @@ type Networks interface {
 	Endpoint(id string) *control.Endpoint
 	// Reconcile releases what a daemon before us has left of containers that have ended.
 	Reconcile(alive func(id string) bool) error
+}
+
+// Plugins connects containers by CNI: internal/cni's Service. What it has attached
+// is released, and known, by way of Networks.
+type Plugins interface {
+	// Check says whether a container could be attached.
+	Check(cni.Request) error
+	// Attach makes a namespace for a container that is about to start. The caller closes it.
+	Attach(context.Context, cni.Request) (*control.Endpoint, *os.File, error)
+	// Publisher is the container that has a port, and the serial of its connection; "": none of these.
+	Publisher(control.Port) (id string, serial uint64)
+}
+
+// noPlugins is a Plugins of a daemon that runs none.
+type noPlugins struct{}
+
+var errNoPlugins error = &control.Error{Code: control.CodeUnsupported, Message: "this daemon runs no plugins"}
+
+func (noPlugins) Check(cni.Request) error { return errNoPlugins }
+func (noPlugins) Attach(context.Context, cni.Request) (*control.Endpoint, *os.File, error) {
+	return nil, nil, errNoPlugins
+}
+func (noPlugins) Publisher(control.Port) (string, uint64) { return "", 0 }
+
+// plugged is what is asked of the plugins for a container.
+func plugged(id string, c *control.NetworkConfig) cni.Request {
+	return cni.Request{ID: id, Network: c.CNI, IPv4: c.IPv4, IPv6: c.IPv6, MAC: c.MAC, Ports: c.Ports}
 }
 
 // noNetworks is a Networks of a daemon that has no bridge.
@@ -73,6 +101,7 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 		}
 	}
 	hostname := a.ID[:12]
+	configured, byPlugins := control.OfPlugins(a.Network)
 	switch name, shared := control.OtherContainer(a.Network); {
 	case shared:
 		id, err := s.find(name)
@@ -105,8 +134,13 @@ func (s *Service) network(a *control.CreateArgs, exposed map[string]struct{}) (c
 			warnings = append(warnings, "--publish has no effect without a network")
 		}
 		c.Ports = nil
+	case byPlugins:
+		c.Mode, c.CNI = control.NetworkPlugins, configured
+		if err := s.Plugins.Check(plugged(a.ID, &c)); err != nil {
+			return c, nil, fmt.Errorf("--network %s: %w", a.Network, err)
+		}
 	case a.Network != control.NetworkBridge:
-		return c, nil, &control.Error{Code: control.CodeUnsupported, Message: fmt.Sprintf("--network %q: want bridge, host, none or container:NAME", a.Network)}
+		return c, nil, &control.Error{Code: control.CodeUnsupported, Message: fmt.Sprintf("--network %q: want bridge, host, none, container:NAME or cni:NAME", a.Network)}
 	}
 	if a.UTS == ofHost {
 		if a.Hostname != "" {
@@ -135,8 +169,9 @@ func checkHostname(name string) error {
 
 // checkNetwork says what cannot be of how a container wants to be connected.
 func checkNetwork(c *control.NetworkConfig) error {
-	if c.Mode != control.NetworkBridge && (c.IPv4.IsValid() || c.IPv6.IsValid() || c.MAC != "") {
-		return invalid("--ip, --ip6, --mac-address: only a container on the bridge has an address of its own")
+	_, byPlugins := control.OfPlugins(c.Mode)
+	if c.Mode != control.NetworkBridge && !byPlugins && (c.IPv4.IsValid() || c.IPv6.IsValid() || c.MAC != "") {
+		return invalid("--ip, --ip6, --mac-address: only a container on the bridge, or on a network of CNI, has an address of its own")
 	}
 	if c.IPv4.IsValid() && !c.IPv4.Is4() {
 		return invalid("--ip %s: want an IPv4 address", c.IPv4)
@@ -231,8 +266,11 @@ func exposedPorts(a *control.CreateArgs, image map[string]struct{}) (list []cont
 
 // networkMode is a container's mode as it is shown.
 func networkMode(c *monitor.Config) string {
-	if c.Network.Mode == control.NetworkShared {
+	switch c.Network.Mode {
+	case control.NetworkShared:
 		return "container:" + c.Network.Container
+	case control.NetworkPlugins:
+		return "cni:" + c.Network.CNI
 	}
 	return c.Network.Mode
 }
@@ -260,6 +298,12 @@ func (s *Service) namespaces(ctx context.Context, c *monitor.Config) (list []mon
 	switch c.Network.Mode {
 	case control.NetworkBridge:
 		s.Networks.Release(c.ID, 0) // of an earlier start
+		var ns *os.File
+		if e, ns, err = s.attach(ctx, c, inner); err != nil {
+			return list, err
+		}
+		list = append(list, monitor.Namespace{Kind: "network", File: ns})
+	case control.NetworkPlugins: // which release that of an earlier start
 		var ns *os.File
 		if e, ns, err = s.attach(ctx, c, inner); err != nil {
 			return list, err
@@ -300,25 +344,52 @@ func closeNamespaces(list []monitor.Namespace) {
 	}
 }
 
-// attach connects a container to the bridge. A port whose holder has ended a
+// attach connects a container to the bridge, or has plugins connect it. A port whose holder has ended a
 // moment ago, of which we are about to hear, is free.
 func (s *Service) attach(ctx context.Context, c *monitor.Config, inner *os.File) (*control.Endpoint, *os.File, error) {
 	r := network.Request{ID: c.ID, Ports: c.Network.Ports, IPv4: c.Network.IPv4, IPv6: c.Network.IPv6, MAC: c.Network.MAC, Namespace: inner}
+	last := uint64(0) // that was released, which plugins may not manage
 	for {
-		e, ns, err := s.Networks.Attach(ctx, r)
+		e, ns, err := s.attachOnce(ctx, c, r)
 		taken, ok := errors.AsType[*network.TakenError](err)
 		switch {
 		case !ok && err != nil:
-			return nil, nil, fmt.Errorf("--network bridge: %w (without a bridge: --network host or none)", err)
+			return nil, nil, err
 		case !ok:
 			return e, ns, nil
 		}
-		by := s.Networks.Endpoint(taken.By)
-		if by == nil || s.inUse(taken.By) {
+		id, serial := s.publisher(taken)
+		taken.By = cmp.Or(id, taken.By)
+		if id == "" || serial == last || s.inUse(id) {
 			return nil, nil, &control.Error{Code: control.CodeInUse, Message: s.explainTaken(taken)}
 		}
-		s.Networks.Release(taken.By, by.Serial)
+		last = serial
+		s.Networks.Release(id, serial)
 	}
+}
+
+func (s *Service) attachOnce(ctx context.Context, c *monitor.Config, r network.Request) (e *control.Endpoint, ns *os.File, err error) {
+	if c.Network.Mode == control.NetworkPlugins {
+		q := plugged(c.ID, &c.Network)
+		q.Namespace = r.Namespace
+		if e, ns, err = s.Plugins.Attach(ctx, q); err != nil {
+			err = fmt.Errorf("--network cni:%s: %w", c.Network.CNI, err)
+		}
+		return e, ns, err
+	}
+	if e, ns, err = s.Networks.Attach(ctx, r); err != nil {
+		err = fmt.Errorf("--network bridge: %w (without a bridge: --network host or none)", err)
+	}
+	return e, ns, err
+}
+
+// publisher is the container that has a port which was found to be taken, and the
+// serial of its connection; "" if it is another program.
+func (s *Service) publisher(t *network.TakenError) (id string, serial uint64) {
+	if e := s.Networks.Endpoint(t.By); e != nil {
+		return t.By, e.Serial
+	}
+	return s.Plugins.Publisher(t.Port)
 }
 
 func (s *Service) explainTaken(e *network.TakenError) string {

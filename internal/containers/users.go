@@ -303,7 +303,7 @@ func (s *Service) userNamespace(ctx context.Context, c *monitor.Config) (user, n
 	if s.IDs.Make == nil {
 		return nil, nil, &control.Error{Code: control.CodeUnsupported, Message: "it has users of its own, and this daemon has no user namespaces"}
 	}
-	user, net, err = s.IDs.Make.UserNamespace(ctx, *m, c.Network.Mode == control.NetworkBridge)
+	user, net, err = s.IDs.Make.UserNamespace(ctx, *m, c.Network.Mode == control.NetworkBridge || c.Network.Mode == control.NetworkPlugins)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--userns auto: %w", err)
 	}

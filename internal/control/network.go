@@ -12,6 +12,7 @@ const (
 	NetworkNone    = "none"    // its own namespace, with nothing but lo
 	NetworkDefault = "default" // as the daemon is configured, bridge where nothing else is said
 	networkOther   = "container:"
+	networkCNI     = "cni:"
 )
 
 // Port asks for a port of a container to be published (see internal/ports for how it is written).
@@ -40,6 +41,7 @@ func (b Binding) String() string {
 type NetworkConfig struct {
 	Mode       string     // one of the networks above
 	Container  string     `json:",omitempty"` // ID of the one whose namespace it shares; Mode is then "container"
+	CNI        string     `json:",omitempty"` // name of a network's configuration; Mode is then "cni"
 	Hostname   string     `json:",omitempty"`
 	Ports      []Port     `json:",omitempty"` // to be published
 	Exposed    []Port     `json:",omitempty"` // that the image or the user says it listens at
@@ -55,6 +57,17 @@ type NetworkConfig struct {
 // Shared is the name of the mode in which a container is in the namespace of another one.
 const NetworkShared = "container"
 
+// NetworkPlugins is the name of the mode in which CNI's plugins connect a container.
+const NetworkPlugins = "cni"
+
+// OfPlugins returns the network's name in "cni:NAME".
+func OfPlugins(mode string) (name string, ok bool) {
+	if len(mode) <= len(networkCNI) || mode[:len(networkCNI)] != networkCNI {
+		return "", false
+	}
+	return mode[len(networkCNI):], true
+}
+
 // OtherContainer returns the container's name in "container:NAME".
 func OtherContainer(mode string) (name string, ok bool) {
 	if len(mode) <= len(networkOther) || mode[:len(networkOther)] != networkOther {
@@ -63,16 +76,35 @@ func OtherContainer(mode string) (name string, ok bool) {
 	return mode[len(networkOther):], true
 }
 
-// Endpoint is a container's connection to the bridge.
+// Endpoint is a container's connection to the bridge, or what CNI's plugins say that they have made.
 type Endpoint struct {
-	ID       string // of the container
-	Serial   uint64 // tells it from others that the container had
-	Bridge   string
-	Link     string       // its end on the host
-	IPv4     netip.Prefix // with the length of the bridge's subnet
-	Gateway4 netip.Addr
+	ID       string       // of the container
+	Serial   uint64       // tells it from others that the container had
+	Bridge   string       `json:",omitempty"`
+	Network  string       `json:",omitempty"` // of CNI
+	Link     string       `json:",omitempty"` // its end on the host
+	IPv4     netip.Prefix `json:",omitzero"`  // with the length of the bridge's subnet
+	Gateway4 netip.Addr   `json:",omitzero"`
 	IPv6     netip.Prefix `json:",omitzero"` // none, if the bridge has none
 	Gateway6 netip.Addr   `json:",omitzero"`
 	MAC      string
 	Ports    []Binding `json:",omitempty"`
+
+	// Of plugins only.
+	More   []netip.Prefix `json:",omitempty"` // further addresses
+	Routes []Route        `json:",omitempty"`
+	DNS    *DNS           `json:",omitempty"` // nil: they say nothing of it
+}
+
+// Route leads to Dst, by a gateway unless that is not valid.
+type Route struct {
+	Dst     netip.Prefix
+	Gateway netip.Addr `json:",omitzero"`
+}
+
+// DNS is how names are looked up on a network.
+type DNS struct {
+	Servers []string `json:",omitempty"`
+	Search  []string `json:",omitempty"`
+	Options []string `json:",omitempty"`
 }

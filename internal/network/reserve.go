@@ -77,6 +77,21 @@ func reserve(ports []control.Port, v6 bool) (list []control.Binding, socks []*os
 	return list, socks, nil
 }
 
+// Reserve takes ports for a network that is not ours, until the sockets are closed.
+// What comes for them has to be redirected by somebody else. A port that somebody has is a *TakenError.
+func (s *Service) Reserve(ports []control.Port) ([]control.Binding, []*os.File, error) {
+	for _, p := range ports {
+		if a, err := netip.ParseAddr(p.HostIP); err == nil && relayed(a) {
+			return nil, nil, fmt.Errorf("%s: on this network nothing can be published at %s", describePort(p), a)
+		}
+	}
+	list, socks, err := reserve(ports, haveIPv6())
+	if t, ok := errors.AsType[*TakenError](err); ok {
+		t.By = s.owner(t.Port)
+	}
+	return list, socks, err
+}
+
 // anyPortTries bounds how often a free port of IPv4 may turn out to be taken in IPv6.
 const anyPortTries = 16
 

@@ -217,7 +217,7 @@ func answer(w *Worker) func(context.Context, *control.Request) error {
 			}
 			return r.Reply(string(out) + "/" + string(complaint))
 		case "netns":
-			path, err := w.MakeNetns(ctx, args[0])
+			path, err := w.MakeNetns(ctx, args[0], nil)
 			if err != nil {
 				return err
 			}

@@ -21,8 +21,8 @@ type netnsArgs struct{ Name string }
 
 func netnsDir(run string) string { return filepath.Join(run, "netns") }
 
-// makeNetns makes a namespace with nothing but lo, which is up. One of that name
-// from before loses it.
+// makeNetns names a namespace: the one whose descriptor comes with the request,
+// or a new one with nothing but lo. That is up afterwards. One that has the name loses it.
 func (s *supervisor) makeNetns(r *control.Request) error {
 	var a netnsArgs
 	if err := r.Decode(&a); err != nil {
@@ -30,6 +30,10 @@ func (s *supervisor) makeNetns(r *control.Request) error {
 	}
 	if err := checkID(a.Name); err != nil {
 		return err
+	}
+	var ns *os.File
+	if len(r.Files) > 0 {
+		ns = r.Files[0]
 	}
 	s.netns.Lock()
 	defer s.netns.Unlock()
@@ -45,14 +49,14 @@ func (s *supervisor) makeNetns(r *control.Request) error {
 		return err
 	}
 	f.Close()
-	if err := mountNetns(path); err != nil {
+	if err := mountNetns(path, ns); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
 	return r.Reply(mountResult{path})
 }
 
-func mountNetns(path string) error {
-	ns, err := newNetns()
+func mountNetns(path string, given *os.File) error {
+	ns, err := openNetns(given)
 	if err != nil {
 		return err
 	}
@@ -89,14 +93,14 @@ func (s *supervisor) dropAllNetns() error {
 	return errors.Join(err, os.Remove(netnsDir(s.o.Run)))
 }
 
-// newNetns makes a namespace by taking a thread there and back.
-func newNetns() (ns *os.File, err error) {
+// openNetns opens a namespace, or makes one if given is nil, by taking a thread there and back.
+func openNetns(given *os.File) (ns *os.File, err error) {
 	done := make(chan struct{})
 	go func() { // ends with the result
 		defer close(done)
 		goruntime.LockOSThread()
 		var back error
-		if ns, back, err = enterNetns(); back == nil {
+		if ns, back, err = enterNetns(given); back == nil {
 			goruntime.UnlockOSThread() // else the thread, which is lost somewhere, ends with us
 		}
 		err = errors.Join(err, back)
@@ -108,15 +112,20 @@ func newNetns() (ns *os.File, err error) {
 	return ns, err
 }
 
-// enterNetns is newNetns on its thread. back is why that did not come home.
-func enterNetns() (ns *os.File, back, err error) {
+// enterNetns is openNetns on its thread. back is why that did not come home.
+func enterNetns(given *os.File) (ns *os.File, back, err error) {
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, nil, err
 	}
 	defer home.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, nil, os.NewSyscallError("unshare", err)
+	if given != nil {
+		err = os.NewSyscallError("setns", unix.Setns(int(given.Fd()), unix.CLONE_NEWNET))
+	} else {
+		err = os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET))
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	if err = loopbackUp(); err == nil {
 		ns, err = os.Open("/proc/thread-self/ns/net")
@@ -141,11 +150,15 @@ func loopbackUp() error {
 	return nil
 }
 
-// MakeNetns makes a network namespace with nothing but lo, and returns its path,
-// which is there until DropNetns.
-func (w *Worker) MakeNetns(ctx context.Context, name string) (path string, err error) {
+// MakeNetns gives a network namespace a name, a new one with nothing but lo if ns is
+// nil, and returns its path, which is there until DropNetns. lo is up.
+func (w *Worker) MakeNetns(ctx context.Context, name string, ns *os.File) (path string, err error) {
+	var files []*os.File
+	if ns != nil {
+		files = append(files, ns)
+	}
 	var m mountResult
-	_, err = w.ask(ctx, opNetns, netnsArgs{name}, &m)
+	_, err = w.ask(ctx, opNetns, netnsArgs{name}, &m, files...)
 	return m.Dir, err
 }
 

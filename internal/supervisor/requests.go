@@ -26,7 +26,7 @@ const (
 	opStore   = "supervisor.remember" // memory
 	opRecall  = "supervisor.recall"   // nil → memory
 	opProgram = "supervisor.program"  // programArgs, two or three descriptors → programEnd
-	opNetns   = "supervisor.netns"    // netnsArgs → mountResult
+	opNetns   = "supervisor.netns"    // netnsArgs, perhaps a descriptor → mountResult
 	opNoNetns = "supervisor.nonetns"  // netnsArgs
 
 	opRelease = "worker.release" // of RUN/worker.sock: nil → released, three descriptors and more
