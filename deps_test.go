@@ -48,6 +48,8 @@ var rules = []struct{ from, not, why string }{
 	{"cmd/snapctl", "github.com/google/nftables", "the daemon connects containers"},
 	{"internal/userns", module + "/internal/containers", "snapctl links it, and it knows no containers"},
 	{"cmd/snapctl", "github.com/containernetworking", "the daemon's supervisor runs plugins"},
+	{"cmd/snapctl", "tags.cncf.io", "devices are described to the daemon"},
+	{"runtime/...", "tags.cncf.io", "a spec's annotations name no devices: who makes the spec puts them in"},
 	{"internal/cni", module + "/internal/containers", "it knows no containers, but IDs"},
 	{"internal/cni", "github.com/vishvananda/netlink", "plugins make links"},
 	{"internal/network", module + "/internal/containers", "it knows no containers, but IDs"},
@@ -80,9 +82,10 @@ func TestOnlyOneImporter(t *testing.T) {
 		// Who serves containerd, and who asks it.
 		"google.golang.org/grpc": {module + "/snapshotter", module + "/cmd/snapd", module + "/internal/rpc", module + "/internal/cri", module + "/internal/node"},
 		// internal/telemetry listens for scrapers and sends spans, if it is configured to.
-		"github.com/vishvananda/netlink":            {module + "/internal/network"},
-		"github.com/google/nftables":                {module + "/internal/network"},
-		"github.com/containernetworking/cni/libcni": {module + "/internal/cni"},
+		"github.com/vishvananda/netlink":                  {module + "/internal/network"},
+		"github.com/google/nftables":                      {module + "/internal/network"},
+		"github.com/containernetworking/cni/libcni":       {module + "/internal/cni"},
+		"tags.cncf.io/container-device-interface/pkg/cdi": {module + "/internal/cdi"},
 		"net/http": {module + "/layers/registry", module + "/internal/telemetry", module + "/internal/images/imagestest", module + "/bench/"},
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "./...").Output()

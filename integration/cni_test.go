@@ -25,7 +25,7 @@ func cniMachine(t *testing.T, bin, config string, confs map[string]string) (m *m
 	for name, text := range confs {
 		must(t, os.WriteFile(filepath.Join(conf, name), []byte(strings.ReplaceAll(text, "HOME", home)), 0o600))
 	}
-	m = containerMachine(t, fmt.Sprintf("[network]\nbridge = 'sfb%d'\ncni_config = '%s'\ncni_plugins = ['%s']", bridges.Add(1), conf, bin), config)
+	m = startMachine(t, fmt.Sprintf("[network]\nbridge = 'sfb%d'\ncni_config = '%s'\ncni_plugins = ['%s']\n%s", bridges.Add(1), conf, bin, config))
 	t.Cleanup(func() { // after a failure
 		for _, id := range strings.Fields(m.ok("ps", "-a", "-q")) {
 			m.ok("rm", "-f", id)

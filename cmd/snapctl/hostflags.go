@@ -27,9 +27,18 @@ func hostFlags(f *flagSet, a *control.CreateArgs) {
 	bounded(f, "cpu-shares,c", "share of the CPUs, 2 to 262144 (default 1024)", 2, 262144, func(n int64) { a.CPUShares = uint64(n) })
 	f.text(&a.CPUs, "cpuset-cpus", "LIST", "run on these CPUs, such as 0-3,5")
 	f.text(&a.MemoryNodes, "cpuset-mems", "LIST", "take memory of these nodes")
-	f.add("device", "PATH[:PATH][:rwm]", "give the container a device of this machine", func(s string) error {
+	f.add("device", "DEVICE", "a device of this machine: PATH[:PATH][:rwm], or VENDOR/CLASS=NAME of a CDI file", func(s string) error {
+		if isDescribed(s) {
+			a.CDI = append(a.CDI, s)
+			return nil
+		}
 		d, err := parseDevice(s)
 		a.Devices = append(a.Devices, d)
+		return err
+	})
+	f.add("gpus", "WHICH", "GPUs of NVIDIA: all, a number, or device=NAME[,NAME] (--device nvidia.com/gpu=NAME)", func(s string) error {
+		names, err := parseGPUs(s)
+		a.CDI = append(a.CDI, names...)
 		return err
 	})
 	f.list(&a.GroupAdd, "group-add", "GROUP", "a further group, by name or number")
@@ -105,13 +114,49 @@ func namespaceMode(s string, joins bool) error {
 	return fmt.Errorf("%q: want private, host or container:NAME", s)
 }
 
+// isDescribed tells a device's name in a CDI file, VENDOR/CLASS=NAME, from a path. The daemon looks closer.
+func isDescribed(s string) bool {
+	kind, name, ok := strings.Cut(s, "=")
+	return ok && name != "" && !strings.HasPrefix(s, "/") && strings.Contains(kind, "/")
+}
+
+// gpu is what the names begin with that NVIDIA's tools give GPUs.
+const gpu = "nvidia.com/gpu="
+
+// maxGPUs bounds how many can be asked for by their number.
+const maxGPUs = 64
+
+// parseGPUs reads what docker takes: all, N or count=N for the first N, device=NAME,NAME.
+// Docker's quotes around the last, which its own reader wants, may be there.
+func parseGPUs(s string) (names []string, err error) {
+	s = strings.TrimSuffix(strings.TrimPrefix(s, `"`), `"`)
+	if list, ok := strings.CutPrefix(s, "device="); ok {
+		for name := range strings.SplitSeq(list, ",") {
+			if name == "" || strings.Contains(name, "=") {
+				return nil, fmt.Errorf("%q: want device=NAME[,NAME]", s)
+			}
+			names = append(names, gpu+name)
+		}
+		return names, nil
+	}
+	count := strings.TrimPrefix(s, "count=")
+	if count == "all" {
+		return []string{gpu + "all"}, nil
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 1 || n > maxGPUs {
+		return nil, fmt.Errorf("%q: want all, a number up to %d, or device=NAME[,NAME]", s, maxGPUs)
+	}
+	for i := range n {
+		names = append(names, gpu+strconv.Itoa(i))
+	}
+	return names, nil
+}
+
 // parseDevice reads PATH[:PATH-INSIDE][:rwm].
 func parseDevice(s string) (d control.Device, err error) {
 	if !strings.HasPrefix(s, "/") {
-		if vendor, name, ok := strings.Cut(s, "="); ok && strings.Contains(vendor, "/") && name != "" {
-			return d, fmt.Errorf("%q: devices by their CDI names are not supported yet; name the device's path", s)
-		}
-		return d, fmt.Errorf("%q: want the path of a device", s)
+		return d, fmt.Errorf("%q: want the path of a device, or VENDOR/CLASS=NAME", s)
 	}
 	parts := strings.Split(s, ":")
 	d = control.Device{Host: parts[0], Inside: parts[0], Access: "rwm"}

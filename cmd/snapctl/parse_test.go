@@ -123,6 +123,24 @@ func TestParseEnvFile(t *testing.T) {
 	}
 }
 
+func TestParseGPUs(t *testing.T) {
+	for s, want := range map[string]string{
+		"all": "nvidia.com/gpu=all", "count=all": "nvidia.com/gpu=all", "2": "nvidia.com/gpu=0 nvidia.com/gpu=1", "count=1": "nvidia.com/gpu=0",
+		"device=3": "nvidia.com/gpu=3", `"device=0,GPU-1a"`: "nvidia.com/gpu=0 nvidia.com/gpu=GPU-1a",
+		"": "", "0": "", "-1": "", "device=": "", "device=a=b": "", "driver=nvidia": "", "1,2": "",
+	} {
+		names, err := parseGPUs(s)
+		if got := strings.Join(names, " "); got != want || (err == nil) != (want != "") {
+			t.Errorf("parseGPUs(%q) = %q, %v; want %q", s, got, err, want)
+		}
+	}
+	for s, want := range map[string]bool{"vendor.com/class=name": true, "v/c=a=b": true, "/dev/a=b": false, "a=b": false, "v/c=": false, "v/c": false} {
+		if isDescribed(s) != want {
+			t.Errorf("isDescribed(%q) = %v", s, !want)
+		}
+	}
+}
+
 func TestParseDetachKeys(t *testing.T) {
 	for text, want := range map[string]string{
 		"ctrl-p,ctrl-q": "\x10\x11", "a": "a", "ctrl-@": "\x00", "ctrl-[,x": "\x1bx", "ctrl-_": "\x1f", "": "",

@@ -48,6 +48,7 @@ type Config struct {
 	Disk        DiskConfig         `toml:"disk"`
 	Network     NetworkConfig      `toml:"network"`
 	Userns      UsernsConfig       `toml:"userns"`
+	CDI         CDIConfig          `toml:"cdi"`
 	Metrics     MetricsConfig      `toml:"metrics"`
 	Tracing     TracingConfig      `toml:"tracing"`
 }
@@ -181,6 +182,7 @@ func DefaultConfig() Config {
 		Index:       IndexConfig{Trust: trustSigned},
 		Disk:        DiskConfig{Reserve: 1 << 30},
 
+		CDI: CDIConfig{Dirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Network: NetworkConfig{Default: "bridge", Bridge: "snapfs0", IPv4: auto, IPv6: auto, Ahead: true,
 			CNIConfig: "/etc/cni/net.d", CNIPlugins: []string{"/opt/cni/bin", "/usr/lib/cni"}, CNITimeout: Duration(30 * time.Second)},
 		Userns: UsernsConfig{Default: userns.Host, Range: userns.DefaultSize},
@@ -269,7 +271,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.Userns.validate(), c.validateContainerds()); err != nil {
+	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.Userns.validate(), c.CDI.validate(), c.validateContainerds()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

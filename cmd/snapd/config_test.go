@@ -69,6 +69,7 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"[userns]\nbase = 4294967295\nsize = 2":                        "userns.base",
 		"[userns]\nbase = 100000\nsize = 1000":                         "userns.range",
 		"[userns]\nrange = 0":                                          "userns.range",
+		"[cdi]\ndirs = ['cdi']":                                        "cdi.dirs",
 		"[disk]\nlimit = 'much'":                                       "line 2",
 		"[[containerd]]\nnam = 'x'":                                    "unknown key containerd.nam",
 		"[[containerd]]\nname = 'A'":                                   "containerd.name",

@@ -160,7 +160,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	}
 	d.containers, err = containers.Open(ctx, containers.Options{
 		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: networks{d.network, d.cni}, Plugins: d.cni, Network: c.Network.Default,
-		IDs:   c.Userns.options(d.w, d.log),
+		IDs: c.Userns.options(d.w, d.log), Described: c.CDI.Dirs,
 		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/internal/cdi"
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/events"
 	"github.com/snapfs/snapfs/internal/images"
@@ -48,6 +49,7 @@ type Options struct {
 	Networks     Networks // nil: there is no bridge
 	Plugins      Plugins  // nil: nobody runs CNI's
 	Network      string   // of a container that names none: one of control's constants
+	Described    cdi.Dirs // where devices are described that are asked for by name
 	IDs          UserOptions
 	Events       *events.Log  // nil: nobody is told
 	Starts       *starts.Book // nil: nobody remembers where the time went

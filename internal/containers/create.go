@@ -169,6 +169,11 @@ func (s *Service) configure(ctx context.Context, a *control.CreateArgs, image *i
 	if err := devices(sp, a); err != nil {
 		return nil, nil, err
 	}
+	bundle, w, err := s.described(sp, a, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	warnings = append(warnings, w...)
 	joins, err := s.joins(a)
 	if err != nil {
 		return nil, nil, err
@@ -186,7 +191,7 @@ func (s *Service) configure(ctx context.Context, a *control.CreateArgs, image *i
 		TTY: a.TTY, OpenStdin: a.OpenStdin, Remove: a.Remove, Init: a.Init, Height: a.Height, Width: a.Width,
 		CgroupParent: s.CgroupParent, Socket: s.socket(a.ID), SeccompCache: filepath.Join(s.Root, "seccomp"),
 		Created: time.Now().UTC(), Labels: labels, Ready: a.Ready, Health: health, LogOptions: logs, Network: net,
-		Joins: joins, IDs: ids, GroupAdd: a.GroupAdd, StopTimeout: a.StopTimeout,
+		Joins: joins, IDs: ids, GroupAdd: a.GroupAdd, StopTimeout: a.StopTimeout, Bundle: bundle,
 	}, warnings, nil
 }
 
@@ -233,6 +238,9 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 		return err
 	}
 	if err := s.hostFiles(c, nil); err != nil {
+		return err
+	}
+	if err := fillBundle(c); err != nil {
 		return err
 	}
 	for _, m := range a.Mounts {

@@ -494,6 +494,7 @@ type HostOptions struct {
 	Annotations       map[string]string `json:",omitempty"`
 	BlkioWeight       uint16            `json:",omitempty"` // 10 to 1000
 	CgroupParent      string            `json:",omitempty"` // "": as the daemon is configured
+	CDI               []string          `json:",omitempty"` // devices by the names that the administrator's files describe: vendor.com/class=name
 	CPUs, MemoryNodes string            `json:",omitempty"` // cpusets: "0-3,5"
 	CPUShares         uint64            `json:",omitempty"`
 	Devices           []Device          `json:",omitempty"`
