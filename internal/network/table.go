@@ -43,6 +43,7 @@ import (
 //	        oifname "snapfs0" iifname "snapfs0" accept
 //	        oifname "snapfs0" ct status dnat accept
 //	        oifname "snapfs0" drop
+//	        iifname . oifname @bridged return                                 # frames of another bridge, with br_netfilter
 //	        meta nfproto ipv4 iifname @quiet4 oifname @quiet4 drop            # see type forwarding }
 //	}
 //	table bridge snapfs0 {
@@ -276,17 +277,25 @@ func (t *tables) rules(c *nftables.Conn, l *layout) error {
 			return err
 		}
 	}
+	key := func(n string) []byte { return append([]byte(n), make([]byte, unix.IFNAMSIZ-len(n))...) }
 	quiet := func(name string, links []string) (*nftables.Set, error) {
 		s := &nftables.Set{Table: l.inet, Name: name, KeyType: nftables.TypeIFName}
 		var list []nftables.SetElement
 		for _, n := range links {
-			list = append(list, nftables.SetElement{Key: append([]byte(n), make([]byte, unix.IFNAMSIZ-len(n))...)})
+			list = append(list, nftables.SetElement{Key: key(n)})
 		}
 		return s, c.AddSet(s, list)
 	}
 	quiet4, err4 := quiet("quiet4", t.quiet4)
 	quiet6, err6 := quiet("quiet6", t.quiet6)
-	if err := errors.Join(err4, err6); err != nil {
+	// With br_netfilter, frames that go from one port of a bridge to another come by
+	// here as if they were forwarded, from the bridge to the bridge. They are nobody's but its own.
+	bridged := &nftables.Set{Table: l.inet, Name: "bridged", Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)}
+	var pairs []nftables.SetElement
+	for _, n := range union(t.quiet4, t.quiet6) {
+		pairs = append(pairs, nftables.SetElement{Key: slices.Concat(key(n), key(n))})
+	}
+	if err := errors.Join(err4, err6, c.AddSet(bridged, pairs)); err != nil {
 		return err
 	}
 	loopback4, loopback6 := netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")
@@ -323,6 +332,7 @@ func (t *tables) rules(c *nftables.Conn, l *layout) error {
 		when(to(t.bridge), redirected(), accept),
 		when(to(t.bridge), drop))
 	name := func(key expr.MetaKey) rule { return rule{&expr.Meta{Key: key, Register: reg(0)}} }
+	forward(when(name(expr.MetaKeyIIFNAME), rule{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg(4)}}, in(bridged), leave))
 	for _, q := range []struct {
 		family rule
 		set    *nftables.Set
@@ -370,4 +380,11 @@ func (t *tables) chain(c *nftables.Conn, table *nftables.Table, name string, kin
 			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r})
 		}
 	}
+}
+
+// union are the words of two lists, each once.
+func union(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
