@@ -218,6 +218,10 @@ func (s *start) identity(own capState, f *seccomp.Filter, keep int, also []uintp
 	p.step = "signal mask"
 	p.add(unix.SYS_RT_SIGPROCMASK, 2, value(p, uint64(0)), 0, 8)
 	p.writeLabels(labels)
+	if s.ahead != nil { // from here on it may outlive its monitor, as any container
+		p.step = "PR_SET_PDEATHSIG"
+		p.add(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+	}
 	p.step = "close descriptors"
 	if s.line != nil {
 		also = append(also, s.lineFD())

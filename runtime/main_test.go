@@ -163,7 +163,7 @@ func tryBegin(t testing.TB, s *specs.Spec, o Options) (*started, error) {
 	if s.Process.Terminal {
 		f = Files{}
 	}
-	c, err := Start(t.Context(), p, f)
+	c, err := startAnyhow(t, p, o, f)
 	if err != nil {
 		r.Close()
 		return nil, err

@@ -26,6 +26,9 @@ var procNames = map[uintptr]string{
 // needLine opens a line to the child if it has to wait for something.
 func (s *start) needLine() error {
 	p := s.plan
+	if s.ahead != nil {
+		return nil
+	}
 	h := &p.hooks
 	if s.park == nil && len(h.runtime)+len(h.container)+len(h.start) == 0 && p.newNS&unix.CLONE_NEWUSER == 0 &&
 		!p.joinsUser() && !s.notifies() && len(p.netDevices) == 0 {
@@ -56,6 +59,9 @@ func (p *Plan) joinsUser() bool {
 // If the user namespace itself exists, only a process that is in it already
 // can make the others: the first child joins it, and makes a second.
 func (s *start) enter(g *cgroups.Group) error {
+	if s.ahead != nil {
+		return s.enterAhead()
+	}
 	if err := s.joinCgroup(g); err != nil {
 		return err
 	}

@@ -18,6 +18,9 @@ const (
 )
 
 func (s *start) makeScratch() error {
+	if s.ahead != nil {
+		return nil // it is the process's root
+	}
 	fd, err := makeFS("tmpfs", []string{"mode=755", "size=4k"}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
 		return err
@@ -37,6 +40,11 @@ func (s *start) makeScratch() error {
 // one that was given by descriptor is put at root.path, if the spec has an absolute one.
 func (s *start) attach(given bool) error {
 	p := s.prog
+	if s.ahead != nil { // it has let go of the host's
+		p.step = "attach the root"
+		p.add(unix.SYS_MOVE_MOUNT, uintptr(s.tree.root), p.str(""), fdcwd, p.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
+		return nil
+	}
 	p.step = "make the mounts private"
 	p.mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE)
 	at, scratchAt := "/", "/proc"
@@ -67,7 +75,10 @@ func (s *start) placeMount(m *mount, g *cgroups.Group) error {
 	var source uintptr
 	switch {
 	case m.madeInside():
-		done.at = s.prog.makeFS(m, s.plan.labelled(m))
+		done.at = s.ahead.find(m)
+		if done.at == 0 {
+			done.at = s.prog.makeFS(m, s.plan.labelled(m))
+		}
 		source = done.at
 		if m.kind == "proc" {
 			s.procfs = done.at

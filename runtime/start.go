@@ -139,9 +139,10 @@ type start struct {
 	fifos       [2]int
 	parkedAt    int
 	leave       bool
-	exec        bool // a further process
-	hook        bool // and that a hook's
-	extra       int  // descriptors from 3 on
+	exec        bool   // a further process
+	hook        bool   // and that a hook's
+	extra       int    // descriptors from 3 on
+	ahead       *Ahead // the process exists
 	container   *Container
 }
 
@@ -341,8 +342,8 @@ func (s *start) finishProcess(withInit bool) error {
 	if err != nil {
 		return err
 	}
-	var f *seccomp.Filter
-	if s.plan.seccomp != nil {
+	f := s.ahead.filterOf(s.plan.seccomp)
+	if s.plan.seccomp != nil && f == nil {
 		if f, err = seccomp.Cached(s.plan.seccompCache, s.plan.seccomp); err != nil {
 			return &StepError{"seccomp", err}
 		}

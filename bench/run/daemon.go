@@ -19,12 +19,13 @@ type daemon struct {
 	cmd      *exec.Cmd
 }
 
-func startDaemon(ctx context.Context, bin, dir string) (_ *daemon, err error) {
+// startDaemon starts one; lines are added to its configuration.
+func startDaemon(ctx context.Context, bin, dir string, lines ...string) (_ *daemon, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	conf := filepath.Join(dir, "snapd.toml")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, "cgroup_parent = %q\n", cgroupParent), 0o600); err != nil {
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "cgroup_parent = %q\n%s\n", cgroupParent, strings.Join(lines, "\n")), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(filepath.Join(dir, "snapd.log"))

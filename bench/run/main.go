@@ -53,6 +53,9 @@ namespace without /sys/fs/cgroup/unified if there is one; and so does runc.
 dockerd has its state below -work, and namespaces of its own that end with it. Without iptables in
 PATH it does without, too.
 
+Then the time to the first byte of a container, with slots, sandboxes and connections
+made ahead and without any (pool.go): ratios are to the first row.
+
 Then it pulls images without running them, mounts some, and prints the resident
 memory of each process of the daemon.
 
@@ -208,6 +211,11 @@ func run(ctx context.Context, c *config) (err error) {
 	r := new(result)
 	if c.rounds > 0 {
 		if err = c.starts(ctx, r); err != nil {
+			return err
+		}
+	}
+	if c.rounds > 0 {
+		if r.Pool, err = c.firstBytes(ctx); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ type result struct {
 	Batches []row    `json:",omitempty"`
 	Batch   int      `json:",omitempty"` // starts in each
 	Execs   []row    `json:",omitempty"`
+	Pool    []row    `json:",omitempty"` // to the first byte
 	Memory  []sample `json:",omitempty"`
 	Idle    []crowd  `json:",omitempty"`
 }
@@ -29,7 +30,7 @@ type row struct {
 }
 
 // bases are who everybody is compared to, where they take part.
-var bases = []string{"crun", "floor", "docker"}
+var bases = []string{"crun", "floor", "docker", "cold"}
 
 func isBase(name string) bool { return slices.Contains(bases, name) }
 
@@ -65,6 +66,7 @@ func (r *result) print(w io.Writer, asJSON bool) error {
 	table(t, "start to end", r.Starts)
 	table(t, fmt.Sprintf("%d starts, %d at a time", r.Batch, lanes), r.Batches)
 	table(t, "exec", r.Execs)
+	table(t, "start to first byte", r.Pool)
 	for _, s := range r.Memory {
 		fmt.Fprintf(t, "\t\t\t\nmemory %s\tRSS MB\tanonymous\t\n", s.When)
 		for _, p := range s.Processes {

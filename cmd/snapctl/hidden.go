@@ -14,9 +14,11 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/supervisor/keeper"
 	"github.com/snapfs/snapfs/runtime/cgroups"
 	"github.com/snapfs/snapfs/runtime/monitor"
@@ -25,11 +27,14 @@ import (
 // runMonitor is the hidden verb that holds one container:
 //
 //	snapctl monitor [--ready-fd N] [--listen-fd N] [--join KIND=N]... DIR
+//	snapctl monitor --slot-fd N PLACE
 //
 // Descriptor --ready-fd is closed when the monitor answers at its socket, or
 // has failed; then standard error says why. With --listen-fd the socket is
 // listening already. --join has the container started in the namespace that
-// descriptor N is, instead of a new one of that kind.
+// descriptor N is, instead of a new one of that kind. With --slot-fd the container
+// is one that will be told at socket N (monitor.Slot), if any; PLACE is for its directory, to be
+// shown by ps(1), and as long.
 func runMonitor(ctx context.Context, env *Env, args []string) error {
 	lowMemory()
 	monitor.IgnoreSignals(signal.Ignore)
@@ -38,9 +43,10 @@ func runMonitor(ctx context.Context, env *Env, args []string) error {
 	os.WriteFile("/proc/self/comm", []byte("snapctl"), 0)
 	o := monitor.Options{Log: slog.New(slog.NewTextHandler(env.Stderr, nil))}
 	f := &flagSet{}
-	ready, listen := -1, -1
+	ready, listen, slot := -1, -1, -1
 	f.number(&ready, "ready-fd", "N", "")
 	f.number(&listen, "listen-fd", "N", "")
+	f.number(&slot, "slot-fd", "N", "")
 	f.add("join", "KIND=N", "", func(s string) error {
 		kind, number, _ := strings.Cut(s, "=")
 		fd, err := strconv.Atoi(number)
@@ -69,7 +75,48 @@ func runMonitor(ctx context.Context, env *Env, args []string) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return monitor.Run(ctx, rest[0], o)
+	dir := rest[0]
+	if slot >= 0 {
+		a, err := awaitContainer(slot)
+		if a == nil {
+			return err
+		}
+		dir, a.Options.Log = a.Dir, o.Log
+		o = a.Options
+		showInPlace(dir)
+		err = monitor.Run(ctx, dir, o)
+		return errors.Join(err, o.Runner.Release()) // what was made ahead goes, too, if it never came to be a monitor
+	}
+	return monitor.Run(ctx, dir, o)
+}
+
+// awaitContainer waits until a slot is given a container. It is nil without an
+// error when nobody wants one any more.
+func awaitContainer(fd int) (*monitor.Assignment, error) {
+	u, err := inheritedConn(fd)
+	if err != nil {
+		return nil, err
+	}
+	a, err := monitor.Await(control.NewConn(u))
+	if errors.Is(err, io.EOF) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Stderr(); err != nil { // it is the monitor of that container nevertheless
+		fmt.Fprintf(os.Stderr, "snapctl monitor: %v\n", err)
+	}
+	return a, nil
+}
+
+// showInPlace puts dir where this process's last argument is, for those who look
+// for a container's monitor in /proc. The arguments are the kernel's copy, and ours to write.
+func showInPlace(dir string) {
+	last := os.Args[len(os.Args)-1]
+	if len(last) == len(dir) {
+		copy(unsafe.Slice(unsafe.StringData(last), len(last)), dir)
+	}
 }
 
 // lowMemory tunes for a process that sleeps nearly always, of which there is
@@ -86,6 +133,21 @@ func lowMemory() {
 func inherited(fd int) io.WriteCloser {
 	unix.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), "inherited "+strconv.Itoa(fd))
+}
+
+func inheritedConn(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "connection")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("monitor: --slot-fd is not a unix socket")
+	}
+	return u, nil
 }
 
 func inheritedListener(fd int) (*net.UnixListener, error) {

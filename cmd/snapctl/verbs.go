@@ -66,6 +66,7 @@ func groups() []struct {
 		{"Daemon", []verb{
 			{name: "info", about: "Show how this machine mounts images", run: info},
 			{name: "stat", about: "Show counters", run: stat},
+			{name: "pool", about: "Show what is kept ready for containers to come", run: pool},
 			{name: "events", about: "Show what has happened, and what does", run: showEvents},
 			{name: "daemon", about: "Start, stop or restart the daemon", run: daemon},
 			{name: "containerd", about: "Let containerd use the daemon: configure it, and find out what is wrong", run: containerd},

@@ -32,7 +32,10 @@ func TestVerbs(t *testing.T) {
 		control.OpCInsp:   answer(map[string]any{"ID": "cafe"}),
 		control.OpInfo: answer(control.Info{Backend: "erofs", Root: "/r", Features: map[string]string{"a": "yes", "longer": "no: why"},
 			Containerd: []control.ContainerdInfo{{Name: "default", Socket: "/r/c.sock", Address: "/c.sock", CRI: true, Calls: 7}}}),
-		control.OpStat:    answer(map[string]int64{"b.x": 2, "a.y": 1}),
+		control.OpStat: answer(map[string]int64{"b.x": 2, "a.y": 1}),
+		control.OpPool: answer(control.Pool{Size: 2, Slots: []control.PoolSlot{{Pid: 7, Cgroup: "/snapfs/pool-1"}, {Pid: 8, Why: "no room"}},
+			Counts: control.PoolCounts{Made: 5, Hits: 3, Misses: map[string]int64{"empty": 1, "died": 2}, Sandboxes: 2, Bare: map[string]int64{"limits": 1}},
+			Bridge: control.PoolBridge{Size: 2, Ready: 1, Made: 4, Hits: 3}}),
 		control.OpMetrics: answer("# TYPE a counter\na 1\n"),
 		control.OpVersion: answer(control.Version{Version: "v9", Protocol: 1}),
 		control.OpMounts:  answer([]control.Mount{{Ref: "x", Target: "/m", Rootfs: control.Rootfs{Upper: "/u"}}}),
@@ -62,6 +65,11 @@ func TestVerbs(t *testing.T) {
 		{"inspect box", "[\n    {\n        \"ID\": \"cafe\"\n    }\n]\n", "", "container.inspect", 0},
 		{"inspect --type image box", "", "no such thing", "image.inspect", 1},
 		{"stat", "COUNTER   VALUE\na.y       1\nb.x       2\n", "", "stat", 0},
+		{"pool", "KIND     WANTED   READY   MADE   HITS   MISSES\nslot     2        2       5      3      3 (died 2, empty 1)\nbridge   2        1       4      3      0\n" +
+			"\nOf the hits, 2 took the slot's sandbox, others did not: 1 (limits 1).\n\nPID   MADE   SANDBOX\n7     N/A    /snapfs/pool-1\n8     N/A    none: no room\n", "", `pool {}`, 0},
+		{"pool --size 3 --drain --json", `{"Size":2,"Slots":[{"Pid":7,"Made":"0001-01-01T00:00:00Z","Cgroup":"/snapfs/pool-1"},{"Pid":8,"Made":"0001-01-01T00:00:00Z","Why":"no room"}],` +
+			`"Counts":{"Made":5,"Died":0,"Hits":3,"Misses":{"died":2,"empty":1},"Sandboxes":2,"Bare":{"limits":1}},"Bridge":{"Size":2,"Ready":1,"Made":4,"Hits":3}}` + "\n", "", `pool {"Size":3,"Drain":true}`, 0},
+		{"pool --size many", "", "want a number", "", 2},
 		{"stat --json", "{\"a.y\":1,\"b.x\":2}\n", "", "stat", 0},
 		{"stat --prometheus", "# TYPE a counter\na 1\n", "", "metrics", 0},
 		{"mount", "IMAGE   TARGET   MODE\nx       /m       writable\n", "", "mount.list", 0},
@@ -225,7 +233,7 @@ func TestComplete(t *testing.T) {
 	})
 	for line, want := range map[string][]string{
 		"ru":          {"run"},
-		"p":           {"ps", "port", "pause", "pull", "push"},
+		"p":           {"ps", "port", "pause", "pull", "push", "pool"},
 		"rm w":        {"web", "worker"},
 		"run docker":  {"docker.io/library/x:1"},
 		"run --env-f": {"--env-file"},

@@ -103,6 +103,7 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 	}),
 	control.OpCInsp: simple((*daemon).inspectContainer),
 	control.OpLogs:  (*daemon).logs,
+	control.OpPool:  simple((*daemon).pool),
 	control.OpRm: simple(func(d *daemon, ctx context.Context, a control.RemoveContainerArgs) (control.Container, error) {
 		return d.containers.Remove(ctx, a.ID, a.Force)
 	}),

@@ -49,6 +49,7 @@ type Config struct {
 	Network     NetworkConfig      `toml:"network"`
 	Userns      UsernsConfig       `toml:"userns"`
 	CDI         CDIConfig          `toml:"cdi"`
+	Pool        PoolConfig         `toml:"pool"`
 	Metrics     MetricsConfig      `toml:"metrics"`
 	Tracing     TracingConfig      `toml:"tracing"`
 }
@@ -271,7 +272,7 @@ func (c Config) Validate() error {
 	if c.Index.SignKey != "" && !c.Index.Publish {
 		return errors.New("index.sign_key is set, but index.publish is not: nothing would be signed")
 	}
-	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.Userns.validate(), c.CDI.validate(), c.validateContainerds()); err != nil {
+	if err := cmp.Or(c.Credentials.validate(), c.Metrics.validate(), c.Tracing.validate(), c.Network.validate(), c.Userns.validate(), c.CDI.validate(), c.Pool.validate(), c.validateContainerds()); err != nil {
 		return err
 	}
 	const least = 64 << 10 // below that, not even a request a second is answered

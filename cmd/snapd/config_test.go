@@ -50,6 +50,8 @@ func TestConfigErrorsNameTheSetting(t *testing.T) {
 		"keeper_cgroup = '/'":                                          "keeper_cgroup",
 		"keeper_cgroup = '/a/../b'":                                    "keeper_cgroup",
 		"[log]\nlevel = 'loud'":                                        "log.level",
+		"[pool]\nsize = -1":                                            "pool.size",
+		"[pool]\nsize = 257":                                           "pool.size",
 		"[log]\nformat = 'xml'":                                        "log.format",
 		"[registry]\nstall_timeout = '-1s'":                            "registry.stall_timeout",
 		"[index]\ntrust = 'me'":                                        "index.trust",

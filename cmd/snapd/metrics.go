@@ -70,6 +70,7 @@ func (d *daemon) metrics(t *telemetry.Text) {
 	d.processMetrics(t)
 	d.imageMetrics(t)
 	d.containerdMetrics(t)
+	d.poolMetrics(t)
 
 	d.forget()
 	all := d.meter.All.Sum()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/fs/objectfs"
 	"github.com/snapfs/snapfs/internal/cni"
@@ -152,14 +154,14 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.network, err = network.Open(ctx, c.Network.options(c.Root, c.Run, d.log)); err != nil {
+	if d.network, err = network.Open(ctx, c.Network.options(c.Root, c.Run, c.Pool, d.log)); err != nil {
 		return err
 	}
 	if d.cni, err = cni.Open(ctx, c.Network.cniOptions(c.Root, d.w, d.network, d.log)); err != nil {
 		return err
 	}
 	d.containers, err = containers.Open(ctx, containers.Options{
-		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Images: d.images, Spawner: d, Networks: networks{d.network, d.cni}, Plugins: d.cni, Network: c.Network.Default,
+		Root: c.Root, Run: c.Run, CgroupParent: c.CgroupParent, Slots: c.Pool.slots(), Eager: c.Pool.Size != nil, Images: d.images, Spawner: d, Networks: networks{d.network, d.cni}, Plugins: d.cni, Network: c.Network.Default,
 		IDs: c.Userns.options(d.w, d.log), Described: c.CDI.Dirs,
 		Boots: boots{d}, Events: d.events, Starts: d.starts, Log: d.log,
 	})
@@ -281,4 +283,27 @@ func monitorEnv() []string {
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOGC=50",
 		"GODEBUG=" + cmp.Or(os.Getenv("GODEBUG"), "madvdontneed=1,containermaxprocs=0"),
 	}
+}
+
+// SpawnSlot starts a monitor that has no container yet. It ends when this process does.
+func (d *daemon) SpawnSlot(ctx context.Context, place string, like *monitor.Config) (*monitor.Slot, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "slot"), os.NewFile(uintptr(fds[1]), "slot")
+	defer ours.Close()
+	defer theirs.Close()
+	c, err := net.FileConn(ours)
+	if err != nil {
+		return nil, err
+	}
+	conn := control.NewConn(c.(*net.UnixConn)) // as it was made
+	pid, err := d.w.Spawn(ctx, supervisor.Process{
+		Argv: []string{d.runner, "monitor", "--slot-fd", "3", place}, Env: monitorEnv(), File: []*os.File{theirs}, Sealed: true,
+	})
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return monitor.NewSlot(conn, pid, like), nil
 }

@@ -38,12 +38,16 @@ import (
 // namespaces that the container is to be started in; they stay the caller's.
 type Spawner interface {
 	SpawnMonitor(ctx context.Context, dir string, join []monitor.Namespace) error
+	// SpawnSlot starts a monitor for a container to come, like that one; ps shows place meanwhile.
+	SpawnSlot(ctx context.Context, place string, like *monitor.Config) (*monitor.Slot, error)
 }
 
 // Options of a Service. What is not marked as nil is needed.
 type Options struct {
 	Root, Run    string
 	CgroupParent string
+	Slots        int  // how many monitors are kept started ahead; at most MaxPool
+	Eager        bool // from the beginning, and not only from the first start on
 	Images       *images.Service
 	Spawner      Spawner
 	Networks     Networks // nil: there is no bridge
@@ -66,6 +70,8 @@ type Service struct {
 	quiet     quiet
 	followers sync.WaitGroup
 	states    states
+	pool      *pool
+	pooling   sync.WaitGroup // pool.run
 
 	mu       sync.Mutex
 	names    map[string]string // name → ID
@@ -106,7 +112,12 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := cgroups.RemoveEmpty(s.CgroupParent, sandboxPrefix); s.CgroupParent != "" && err != nil {
+		o.Log.Warn("cgroups of monitors that were started ahead", "err", err)
+	}
 	s.base, s.cancel = context.WithCancel(ctx)
+	s.pool = newPool(s.Slots, s.Eager, s.spawnSlot, s.Log)
+	s.pooling.Go(func() { s.pool.run(s.base) })
 	defer s.followers.Go(s.reconcileNetworks)
 	var dead []*monitor.Config
 	defer s.followers.Go(func() { s.sweep(dead...) })
@@ -161,6 +172,9 @@ func (s *Service) reconcile(id string, c *monitor.Config, inUse bool) monitor.St
 	os.RemoveAll(s.runDir(id))
 	if before.Status == monitor.StatusRunning {
 		s.Log.Warn("container ended: its monitor was killed", "container", id)
+	}
+	// One that was killed while it started the container has recorded nothing of that yet.
+	if before.Status == monitor.StatusRunning || before.Status == monitor.StatusCreated && before.Monitor != 0 {
 		if err := removeCgroup(c); err != nil {
 			s.Log.Warn("cgroup", "container", id, "err", err)
 		}
@@ -180,6 +194,9 @@ func removeCgroup(c *monitor.Config) error {
 	g, err := cgroups.Open(c.Spec.Linux.CgroupsPath)
 	if err != nil {
 		return err
+	}
+	if len(g.Dirs()) == 0 {
+		return g.Release()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()

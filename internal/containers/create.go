@@ -100,6 +100,11 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	if err != nil {
 		return nil, err
 	}
+	var slot *monitor.Slot
+	if a.Begin {
+		slot = s.pool.takeFor(c)
+		defer func() { s.pool.giveBack(slot) }()
+	}
 	if err := s.fill(c, &a); err != nil {
 		return nil, errors.Join(fmt.Errorf("container %s: %w", a.Name, err), s.erase(a.ID))
 	}
@@ -115,7 +120,9 @@ func (s *Service) Create(ctx context.Context, a control.CreateArgs, progress fun
 	start.Container(c.ID, c.Name)
 	done = start.Phase("monitor")
 	s.Images.Prepare(c.ID, image)
-	if err := s.spawn(ctx, c, a.Begin); err != nil {
+	given := slot
+	slot = nil
+	if err := s.spawn(ctx, c, a.Begin, given); err != nil {
 		s.Images.Ready(c.ID, false)
 		s.forget(c.ID)
 		return nil, errors.Join(err, s.erase(c.ID))
@@ -237,8 +244,10 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 	if err := makeUpper(c.Rootfs.Upper, c.Rootfs.Lower[0], mapOf(c)); err != nil {
 		return err
 	}
-	if err := s.hostFiles(c, nil); err != nil {
-		return err
+	if !a.Begin { // else they are made with the network
+		if err := s.hostFiles(c, nil); err != nil {
+			return err
+		}
 	}
 	if err := fillBundle(c); err != nil {
 		return err
@@ -296,8 +305,9 @@ func makeUpper(upper, lower string, m *fsmounts.IDMap) error {
 	return os.Chmod(upper, fi.Mode())
 }
 
-// spawn gives a container a monitor and, if it is about to start, its network.
-func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool) error {
+// spawn gives a container a monitor, slot if that is not nil, and, if it is about to start, its network.
+func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool, slot *monitor.Slot) error {
+	defer func() { s.pool.giveBack(slot) }()
 	if err := os.MkdirAll(s.runDir(c.ID), 0o700); err != nil {
 		return err
 	}
@@ -318,7 +328,9 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool) erro
 		}
 		defer closeNamespaces(join)
 	}
-	err := s.Spawner.SpawnMonitor(ctx, dir, join)
+	given := slot
+	slot = nil
+	err := s.startMonitor(ctx, c, join, given)
 	if err == nil && !monitor.Alive(dir) {
 		err = errors.New(cmp.Or(lastLine(filepath.Join(dir, MonitorLog)), "it died"))
 	}
@@ -410,7 +422,10 @@ func (s *Service) revive(ctx context.Context, c *monitor.Config, start *starts.S
 	}
 	done()
 	done = start.Phase("monitor")
-	if err := s.spawn(ctx, c, true); err != nil {
+	if now := s.config(c.ID); now != nil { // with the root file system as it is now
+		c = now
+	}
+	if err := s.spawn(ctx, c, true, s.pool.takeAgain()); err != nil {
 		return err
 	}
 	done()

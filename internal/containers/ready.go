@@ -181,8 +181,9 @@ func (s *Service) decide(ctx context.Context, c *monitor.Config, b Boot) {
 	}
 }
 
-// Close ends what follows the containers, and waits for it. They go on.
+// Close ends what follows the containers, and what waits for those to come, and waits for that. Containers go on.
 func (s *Service) Close() {
 	s.cancel()
 	s.followers.Wait()
+	s.pooling.Wait()
 }

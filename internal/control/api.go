@@ -43,6 +43,7 @@ const (
 	OpCInsp   = "container.inspect" // ContainerArgs → json.RawMessage
 	OpLogs    = "container.logs"    // ContainerArgs → Container, and one descriptor: the directory with its log, O_PATH (see monitor.RotatedLog)
 	OpRm      = "container.remove"  // RemoveContainerArgs → Container
+	OpPool    = "pool"              // PoolArgs → Pool
 )
 
 // Error codes that travel over the socket.
@@ -565,6 +566,47 @@ type Created struct {
 	ID, Name string
 	Socket   string
 	Warnings []string
+}
+
+// PoolArgs changes the pool of monitors that are started ahead, until the worker is replaced.
+type PoolArgs struct {
+	Size  *int `json:",omitempty"` // nil: as it is
+	Drain bool `json:",omitempty"` // end those that wait; others come with the next start
+}
+
+// Pool is what is kept ready for starts to come.
+type Pool struct {
+	Size   int        // how many are wanted
+	Slots  []PoolSlot // that wait, the next to be used first
+	Counts PoolCounts // since the worker began
+	Bridge PoolBridge
+}
+
+// PoolSlot is a monitor that waits for a container.
+type PoolSlot struct {
+	Pid    int
+	Made   time.Time
+	Cgroup string `json:",omitempty"` // of its sandbox
+	Why    string `json:",omitempty"` // it has none
+}
+
+// PoolCounts say what became of starts and slots.
+type PoolCounts struct {
+	Made   int64            // slots
+	Died   int64            // of these, killed before they were used, or in it
+	Hits   int64            // starts that found one
+	Misses map[string]int64 // that did not: reason → number
+	// Of the hits, Sandboxes are those that took the sandbox, too, and Bare those that did not: reason → number.
+	Sandboxes int64
+	Bare      map[string]int64
+}
+
+// PoolBridge is connections to the bridge that were made ahead.
+type PoolBridge struct {
+	Size, Ready int
+	Made        int64
+	Hits        int64
+	Misses      map[string]int64 `json:",omitempty"`
 }
 
 // PsArgs says which containers to list; by default the running ones.

@@ -17,7 +17,7 @@ import (
 
 // ensure sees to it that there is a bridge with its tables. setup is held.
 func (s *Service) ensure() error {
-	if s.ready {
+	if s.ready.Load() {
 		return nil
 	}
 	if s.h == nil {
@@ -33,8 +33,11 @@ func (s *Service) ensure() error {
 	return nil
 }
 
-// prepare is ensure for who does not hold setup.
+// prepare is ensure for who does not hold setup, which is held while a spare is made, too.
 func (s *Service) prepare() error {
+	if s.ready.Load() {
+		return nil
+	}
 	s.setup.Lock()
 	defer s.setup.Unlock()
 	return s.ensure()
@@ -44,8 +47,8 @@ func (s *Service) prepare() error {
 func (s *Service) repair() error {
 	s.setup.Lock()
 	defer s.setup.Unlock()
-	s.ready = false
-	s.dropSpare()
+	s.ready.Store(false)
+	s.dropSpares(0)
 	return s.ensure()
 }
 
@@ -102,8 +105,9 @@ func (s *Service) open() error {
 	}
 	s.mu.Lock()
 	old := s.t
-	s.t, s.ready = t, true
+	s.t = t
 	s.mu.Unlock()
+	s.ready.Store(true)
 	if old != nil {
 		return old.close()
 	}

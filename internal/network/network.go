@@ -59,7 +59,8 @@ type Options struct {
 	IPv6   netip.Prefix
 	NoIPv6 bool
 	MTU    int          // 0: that of the default route's link, at most 1500
-	Ahead  bool         // keep a connection ready for the next container
+	Ahead  int          // how many connections are kept ready for containers to come, at most MaxAhead
+	Eager  bool         // from the beginning, and not only from the first container on
 	Log    *slog.Logger // nil: discard
 }
 
@@ -71,10 +72,11 @@ type Service struct {
 	reaping sync.WaitGroup
 	serial  atomic.Uint64 // of the newest endpoint
 	wake    chan struct{} // something was released
-	used    chan struct{} // the spare may have been taken
+	used    chan struct{} // a spare may have been taken
 
-	setup sync.Mutex // held while the bridge is being looked after; before mu
-	ready bool       // what setup looks after is there, as far as we know
+	setup sync.Mutex  // held while the bridge is being looked after; before mu
+	ready atomic.Bool // what setup looks after is there, as far as we know
+	asks  int         // a socket for isLink
 	h     *netlink.Handle
 	fwd   *forwarding
 
@@ -85,8 +87,10 @@ type Service struct {
 	pool4     *pool
 	pool6     *pool // nil without IPv6
 	endpoints map[string]*endpoint
-	gone      []gone // released, but their links may still be there
-	spare     *spare // made ahead; nil if there is none
+	gone      []gone   // released, but their links may still be there
+	ahead     int      // how many spares there are to be
+	spares    []*spare // made ahead, the oldest first
+	counts    control.PoolBridge
 }
 
 type endpoint struct {
@@ -138,6 +142,10 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	if s.fwd, err = openForwarding(o.Run); err != nil {
 		return nil, err
 	}
+	s.ahead = min(o.Ahead, MaxAhead)
+	if s.asks, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.base = ctx
 	s.reaping.Go(func() { s.reap(ctx) })
@@ -176,13 +184,17 @@ func (s *Service) Close() error {
 	s.cancel()
 	s.mu.Unlock()
 	s.reaping.Wait()
-	s.dropSpare()
+	s.dropSpares(0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.endpoints {
 		e.relay.close()
 		closeAll(e.socks)
 		e.relay, e.socks = nil, nil
+	}
+	if s.asks >= 0 {
+		unix.Close(s.asks)
+		s.asks = -1
 	}
 	if s.h != nil {
 		s.h.Close()
@@ -281,15 +293,18 @@ func (s *Service) Attach(ctx context.Context, r Request) (*control.Endpoint, *os
 // ahead, ns is its namespace.
 func (s *Service) begin(r Request) (*endpoint, *os.File, error) {
 	if r.Namespace != nil { // a spare has one of its own
+		s.mu.Lock()
+		s.miss(missUsers)
+		s.mu.Unlock()
 		e, err := s.allocate(r)
 		return e, nil, err
 	}
-	if e, ns := s.takeSpare(r); e != nil {
-		if err := s.claim(e, r); err != nil {
-			s.putSpare(e, ns)
+	if p := s.takeSpare(r); p != nil {
+		if err := s.claim(p.e, r); err != nil {
+			s.putSpare(p)
 			return nil, nil, err
 		}
-		return e, ns, nil
+		return p.e, p.ns, nil
 	}
 	e, err := s.allocate(r)
 	return e, nil, err
@@ -333,7 +348,7 @@ func (s *Service) claim(e *endpoint, r Request) (err error) {
 func (s *Service) takeAddresses(e *endpoint, r Request) error {
 	err := s.tryTake(e, r)
 	if errors.Is(err, errNoAddress) || err != nil && (r.IPv4.IsValid() || r.IPv6.IsValid()) {
-		s.dropSpare() // some are only waiting, for a container or for their links to go
+		s.dropSpares(0) // some are only waiting, for a container or for their links to go
 		s.reapNow(0)
 		err = s.tryTake(e, r)
 	}

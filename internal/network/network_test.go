@@ -616,7 +616,7 @@ func TestKilledAnywhere(t *testing.T) {
 
 // TestOfUsers: the network of a user namespace is connected like any other, and stays that namespace's.
 func TestOfUsers(t *testing.T) {
-	s := newStand(t, func(o *Options) { o.Ahead = true })
+	s := newStand(t, func(o *Options) { o.Ahead = 1 })
 	m, err := mounts.ParseIDMap("0:300000:65536", "0:300000:65536")
 	must(t, err)
 	var boxes []*box
@@ -700,14 +700,28 @@ func TestMany(t *testing.T) {
 	}
 }
 
+// stocked sees to it that there is one connection made ahead, and returns it.
+func (s *stand) stocked() *endpoint {
+	s.t.Helper()
+	_, err := s.makeSpare()
+	must(s.t, err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spares) != 1 {
+		s.t.Fatalf("%d connections are made ahead, want 1", len(s.spares))
+	}
+	return s.spares[0].e
+}
+
 // TestAhead: a connection that was made ahead is as good as another, and nothing is left of it.
 func TestAhead(t *testing.T) {
-	s := newStand(t, func(o *Options) { o.Ahead = true })
+	s := newStand(t, func(o *Options) { o.Ahead = 1 })
 	a := s.attach(1, tcp(8080, 80))
 	a.serve(t, "a", "tcp", 80)
-	must(t, s.makeSpare())
-	must(t, s.makeSpare()) // there is one
-	ready := s.spare.e
+	ready := s.stocked()
+	if s.stocked() != ready {
+		t.Error("there was one, and another was made")
+	}
 	b := s.attach(2, tcp(8081, 80))
 	if b.IPv4 != ready.IPv4 || b.Link != ready.Link {
 		t.Errorf("%+v is not the one that was made ahead", b.Endpoint)
@@ -721,12 +735,11 @@ func TestAhead(t *testing.T) {
 	if text, err := networktest.Ask("tcp", "127.0.0.1:8081"); !answers(text, err, "b") {
 		t.Errorf("%q, %v", text, err)
 	}
-	must(t, s.makeSpare())
-	ready = s.spare.e
+	ready = s.stocked()
 	if _, _, err := s.Attach(t.Context(), Request{ID: id(3), Ports: []control.Port{tcp(8080, 80)}}); err == nil {
 		t.Error("a port twice")
 	}
-	if s.spare == nil || s.spare.e != ready {
+	if s.stocked() != ready {
 		t.Error("after a failure it is not kept for the next")
 	}
 	l, err := netlink.LinkByName(s.o.Bridge) // somebody removes the bridge under it
@@ -736,7 +749,7 @@ func TestAhead(t *testing.T) {
 	if text, err := c.ask("tcp", join(a.IPv4.Addr(), 80)); !answers(text, err, "a") {
 		t.Errorf("%q, %v", text, err)
 	}
-	must(t, s.makeSpare())
+	s.stocked()
 	s.restart(func(string) bool { return true })
 	s.reapNow(0)
 	if got := content(t, s.o.Bridge); got["ports"] != 3 || got["own4"] != 3 {

@@ -2,8 +2,12 @@ package network
 
 import (
 	"context"
+	"maps"
 	"os"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/internal/control"
 )
@@ -15,29 +19,59 @@ type spare struct {
 	ns *os.File
 }
 
-// restPause is how long after a container another spare is made: the container
-// that has just been connected is about to start, and needs the CPU and the
-// kernel's lock on links.
-const restPause = 50 * time.Millisecond
+// MaxAhead is how many connections can be kept ready: a bridge has 1,023.
+const MaxAhead = 256
 
-// stock makes a spare, a moment after the last was used.
+// Of the refilling.
+const (
+	// restPause is how long after a container another spare is made: the container
+	// that has just been connected is about to start, and needs the CPU and the
+	// kernel's lock on links.
+	restPause = 50 * time.Millisecond
+	// maxPause is for how long, at most, while containers come all the time.
+	maxPause = 250 * time.Millisecond
+)
+
+// Why a connection was not one that had been made ahead.
+const (
+	missEmpty  = "empty"  // there was none
+	missAsked  = "asked"  // for an address of its own
+	missUsers  = "users"  // it is a user namespace's
+	missBroken = "broken" // somebody has removed its link, or the bridge
+)
+
+// stock makes spares until there are enough, a moment after one was used.
 func (s *Service) stock(ctx context.Context) {
-	if !s.Ahead {
-		return
-	}
 	timer := time.NewTimer(0)
-	<-timer.C
 	defer timer.Stop()
+	if !s.Eager {
+		<-timer.C
+	} else if err := s.prepare(); err != nil {
+		s.Log.Warn("no connections are made ahead", "err", err)
+	}
+	var short time.Time // since when one has been missing; zero: none is
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.used:
-			timer.Reset(restPause)
-		case <-timer.C:
-			if err := s.makeSpare(); err != nil {
-				s.Log.Debug("no connection was made ahead", "err", err)
+			now := time.Now()
+			if short.IsZero() {
+				short = now
 			}
+			timer.Reset(min(restPause, max(0, short.Add(maxPause).Sub(now))))
+			continue
+		case <-timer.C:
+		}
+		switch made, err := s.makeSpare(); {
+		case err != nil:
+			s.Log.Debug("no connection was made ahead", "err", err)
+			short = time.Time{}
+		case made:
+			short = time.Now()
+			timer.Reset(0)
+		default:
+			short = time.Time{}
 		}
 	}
 }
@@ -49,63 +83,104 @@ func (s *Service) restock() {
 	}
 }
 
-func (s *Service) makeSpare() error {
+// makeSpare makes one, unless there are enough.
+func (s *Service) makeSpare() (made bool, err error) {
 	s.setup.Lock() // so that nobody takes its link for a stray
 	defer s.setup.Unlock()
 	s.mu.Lock()
-	have := s.spare != nil
+	enough := len(s.spares) >= s.ahead || s.base.Err() != nil
 	s.mu.Unlock()
-	if have || !s.ready {
-		return nil
+	if enough || !s.ready.Load() {
+		return false, nil
 	}
 	e := &endpoint{Endpoint: control.Endpoint{Bridge: s.Bridge}}
 	if err := s.tryTake(e, Request{}); err != nil {
-		return err
+		return false, err
 	}
 	ns, err := s.make(e)
 	if err != nil {
 		s.giveBack(e.IPv4.Addr(), e.IPv6.Addr())
-		return err
+		return false, err
 	}
-	s.putSpare(e, ns)
-	return nil
+	s.mu.Lock()
+	s.spares = append(s.spares, &spare{e, ns})
+	s.counts.Made++
+	s.mu.Unlock()
+	return true, nil
 }
 
-// takeSpare returns the spare, if it fits the request and is still connected.
-func (s *Service) takeSpare(r Request) (*endpoint, *os.File) {
+// takeSpare returns a spare, if one fits the request and is still connected.
+func (s *Service) takeSpare(r Request) *spare {
+	s.mu.Lock()
+	if s.ahead == 0 {
+		s.mu.Unlock()
+		return nil
+	}
 	if r.MAC != "" || r.IPv4.IsValid() || r.IPv6.IsValid() {
-		return nil, nil
+		s.miss(missAsked)
+		s.mu.Unlock()
+		return nil
 	}
-	s.mu.Lock()
-	p, bridge := s.spare, s.index
-	s.spare = nil
+	if len(s.spares) == 0 {
+		s.miss(missEmpty)
+		s.mu.Unlock()
+		return nil
+	}
+	p, bridge := s.spares[0], s.index
+	s.spares = slices.Delete(s.spares, 0, 1)
 	s.mu.Unlock()
-	if p == nil {
-		return nil, nil
+	broken := !s.isLink(p.e.index, p.e.Link) || !s.isLink(bridge, s.Bridge)
+	s.mu.Lock()
+	if broken {
+		s.miss(missBroken)
+	} else {
+		s.counts.Hits++
 	}
-	if l, err := s.h.LinkByName(p.e.Link); err != nil || l.Attrs().MasterIndex != bridge || l.Attrs().Index != p.e.index {
+	s.mu.Unlock()
+	if broken {
 		s.drop(p)
-		return nil, nil
+		return nil
 	}
-	return p.e, p.ns
+	return p
 }
 
-func (s *Service) putSpare(e *endpoint, ns *os.File) {
-	s.mu.Lock()
-	old := s.spare
-	s.spare = &spare{e, ns}
-	s.mu.Unlock()
-	if old != nil {
-		s.drop(old)
+// miss counts one. mu is held.
+func (s *Service) miss(why string) {
+	if s.counts.Misses == nil {
+		s.counts.Misses = map[string]int64{}
 	}
+	s.counts.Misses[why]++
 }
 
-func (s *Service) dropSpare() {
+// isLink says whether a link is still the one of that name. This question waits
+// for nobody, while one by netlink takes the lock on links (RTNL), which the kernel holds
+// for milliseconds when the namespaces of containers that have ended go (dev_ifname in
+// net/core/dev_ioctl.c, Linux 6.18).
+func (s *Service) isLink(index int, name string) bool {
+	r, err := unix.NewIfreq("x") // the name is for the answer
+	if err != nil || s.asks < 0 {
+		return false
+	}
+	r.SetUint32(uint32(index))
+	return unix.IoctlIfreq(s.asks, unix.SIOCGIFNAME, r) == nil && r.Name() == name
+}
+
+// putSpare takes one back that was not used.
+func (s *Service) putSpare(p *spare) {
 	s.mu.Lock()
-	p := s.spare
-	s.spare = nil
+	defer s.mu.Unlock()
+	s.spares = slices.Insert(s.spares, 0, p)
+	s.counts.Hits--
+}
+
+// dropSpares lets go of all but n.
+func (s *Service) dropSpares(n int) {
+	s.mu.Lock()
+	n = min(n, len(s.spares))
+	list := slices.Clone(s.spares[n:])
+	s.spares = s.spares[:n]
 	s.mu.Unlock()
-	if p != nil {
+	for _, p := range list {
 		s.drop(p)
 	}
 }
@@ -120,4 +195,30 @@ func (s *Service) drop(p *spare) {
 	case s.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Keep changes how many connections are kept ready, if any are.
+func (s *Service) Keep(n int) {
+	s.mu.Lock()
+	if s.ahead == 0 && s.Ahead == 0 {
+		s.mu.Unlock()
+		return
+	}
+	s.ahead = min(max(n, 0), MaxAhead)
+	n = s.ahead
+	s.mu.Unlock()
+	s.dropSpares(n)
+	s.restock()
+}
+
+// Drain gives up the connections that are ready. Others are made after the next use.
+func (s *Service) Drain() { s.dropSpares(0) }
+
+// Spares shows what is kept ready.
+func (s *Service) Spares() control.PoolBridge {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.counts
+	c.Size, c.Ready, c.Misses = s.ahead, len(s.spares), maps.Clone(c.Misses)
+	return c
 }

@@ -183,6 +183,39 @@ func (g *Group) Remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// RemoveEmpty removes the groups below parent whose names begin with prefix and
+// in which there is nobody: what killed processes have left. busy says that others stay.
+func RemoveEmpty(parent, prefix string) (busy bool, err error) {
+	if err := CheckPath(parent); err != nil {
+		return false, err
+	}
+	list, err := mounted()
+	if err != nil {
+		return false, err
+	}
+	var errs []error
+	for _, h := range list {
+		entries, err := os.ReadDir(filepath.Join(h.mount, parent))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, e := range entries {
+			at := filepath.Join(h.mount, parent, e.Name())
+			if !e.IsDir() || !strings.HasPrefix(e.Name(), prefix) {
+				continue
+			}
+			switch err := unix.Rmdir(at); err {
+			case nil, unix.ENOENT:
+			case unix.EBUSY, unix.ENOTEMPTY:
+				busy = true
+			default:
+				errs = append(errs, &fs.PathError{Op: "rmdir", Path: at, Err: err})
+			}
+		}
+	}
+	return busy, errors.Join(errs...)
+}
+
 func retryRemove(ctx context.Context, at string) error {
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		err := removeTree(at)

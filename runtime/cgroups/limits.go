@@ -51,6 +51,18 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 	return g.apply(r, false)
 }
 
+// Limit is Update of a group that holds nothing yet but what waits to become
+// the container: all that Create would have set is set, devices always.
+func (g *Group) Limit(r *specs.LinuxResources) error {
+	if err := CheckResources(r); err != nil {
+		return err
+	}
+	return g.apply(r, true)
+}
+
+// Special says whether r wants controllers that a group made without r may not have.
+func Special(r *specs.LinuxResources) bool { return len(needed(r)) > 0 }
+
 func (g *Group) apply(r *specs.LinuxResources, fresh bool) error {
 	if r == nil {
 		r = &specs.LinuxResources{}

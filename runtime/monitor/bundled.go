@@ -26,6 +26,11 @@ type bundled struct {
 	rootfs *os.File
 	joins  []Namespace
 	groups []uint32 // of Config.GroupAdd, since Start
+
+	like    *Config        // of a slot
+	ahead   *runtime.Ahead // of a slot; nil if there is none, or it was used
+	closing sync.WaitGroup // of one that did not fit
+	closed  error          // of that, when closing is over
 }
 
 func (b *bundled) lookupGroups(names []string) ([]uint32, error) {
@@ -185,11 +190,34 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container,
 	if err != nil {
 		return nil, err
 	}
-	c, err := runtime.Start(ctx, plan, runtime.Files{Rootfs: b.root(), Stdin: f.Stdin, Stdout: f.Stdout, Stderr: f.Stderr})
+	c, err := b.start(ctx, plan, runtime.Files{Rootfs: b.root(), Stdin: f.Stdin, Stdout: f.Stdout, Stderr: f.Stderr})
 	if err != nil {
 		return nil, err
 	}
-	return bundle{c, plan, b.groups}, b.Release() // from now on the mount is the container's
+	return bundle{c, plan, b.groups}, b.letGo() // from now on the mount is the container's
+}
+
+// start starts the container in the sandbox if that fits, else anew.
+func (b *bundled) start(ctx context.Context, plan *runtime.Plan, f runtime.Files) (*runtime.Container, error) {
+	b.mu.Lock()
+	a := b.ahead
+	b.ahead = nil
+	b.mu.Unlock()
+	switch {
+	case a == nil:
+	case a.Fits(plan):
+		c, err := runtime.StartAhead(ctx, a, plan, f)
+		if !errors.Is(err, runtime.ErrAhead) { // it was killed, and nothing of the container's has run
+			return c, err
+		}
+	case a.Cgroup() == plan.Cgroup():
+		if err := a.Close(); err != nil {
+			return nil, err
+		}
+	default:
+		defer b.closing.Go(func() { b.closed = a.Close() }) // which takes longer than a start
+	}
+	return runtime.Start(ctx, plan, f)
 }
 
 func (b *bundled) root() *os.File {
@@ -198,8 +226,8 @@ func (b *bundled) root() *os.File {
 	return b.rootfs
 }
 
-// Release lets go of the overlay and of namespaces. They stay as long as a container lives on them.
-func (b *bundled) Release() error {
+// letGo lets go of the overlay and of namespaces. They stay as long as a container lives on them.
+func (b *bundled) letGo() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	closeNamespaces(b.joins)
@@ -209,6 +237,20 @@ func (b *bundled) Release() error {
 	}
 	err := b.rootfs.Close()
 	b.rootfs = nil
+	return err
+}
+
+// Release implements Runner.
+func (b *bundled) Release() error {
+	err := b.letGo()
+	b.closing.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err = errors.Join(err, b.closed)
+	if b.ahead != nil {
+		err = errors.Join(err, b.ahead.Close())
+		b.ahead = nil
+	}
 	return err
 }
 

@@ -115,30 +115,39 @@ func decodeConfig(b []byte) (*Config, error) {
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, err
 	}
-	c := &f.Config
-	c.Spec = f.Spec.spec()
+	c := f.config()
+	return c, c.complete()
+}
+
+func (f *configFile) config() *Config {
+	f.Config.Spec = f.Spec.spec()
+	return &f.Config
+}
+
+// complete checks a configuration that was decoded, and fills in what follows from it.
+func (c *Config) complete() error {
 	switch {
 	case c.ID == "":
-		return nil, errors.New("no ID")
+		return errors.New("no ID")
 	case c.Spec == nil || c.Spec.Process == nil:
-		return nil, errors.New("no process")
+		return errors.New("no process")
 	case c.Socket == "":
-		return nil, errors.New("no socket")
+		return errors.New("no socket")
 	}
 	c.Spec.Process.Terminal = c.TTY
 	if _, err := parseSignal(c.StopSignal, unix.SIGTERM); err != nil {
-		return nil, err
+		return err
 	}
 	if o := c.LogOptions; o.MaxSize < 0 || o.MaxFiles < 0 || o.MaxFiles > MaxLogFiles {
-		return nil, fmt.Errorf("log of %d files of %d bytes", o.MaxFiles, o.MaxSize)
+		return fmt.Errorf("log of %d files of %d bytes", o.MaxFiles, o.MaxSize)
 	}
 	if c.Health != nil {
 		if _, err := healthArgs(c.Health.Test); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	_, err := c.condition()
-	return c, err
+	return err
 }
 
 // Save writes c into dir; durably, unless the container is one that a power cut removes anyway.

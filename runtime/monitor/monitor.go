@@ -54,6 +54,7 @@ type Options struct {
 	Log      *slog.Logger      // nil: discard
 	Runner   Runner            // nil: package runtime
 	Join     []Namespace       // that the container is to be started in; Run closes them
+	Config   *Config           // as it is in the container's directory; nil: it is read there
 }
 
 // A Monitor holds one container.
@@ -125,7 +126,10 @@ func Run(ctx context.Context, dir string, o Options) error {
 }
 
 func newMonitor(dir string, o *Options) (*Monitor, error) {
-	cfg, err := LoadConfig(dir)
+	cfg, err := o.Config, error(nil)
+	if cfg == nil {
+		cfg, err = LoadConfig(dir)
+	}
 	if err != nil {
 		return nil, err
 	}
