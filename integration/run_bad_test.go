@@ -70,7 +70,7 @@ func TestMonitorKilledInTheStart(t *testing.T) {
 	t.Parallel()
 	hub, m := newHub(t), startMachine(t, "[network]\ndefault = 'none'")
 	id := strings.TrimSpace(m.ok("create", "--name", "half", netImage(t, hub, "half"), "/inside", "wait"))
-	orphan := func() (*exec.Cmd, string) {
+	orphan := func(id string) (*exec.Cmd, string) {
 		path := m.cgroup() + "/" + id
 		g, err := cgroups.Create(path, nil)
 		must(t, err)
@@ -83,15 +83,25 @@ func TestMonitorKilledInTheStart(t *testing.T) {
 		}
 		return c, g.Dirs()[0].Path
 	}
-	c, dir := orphan()
+	c, dir := orphan(id)
 	kill9(t, m.state(id).Monitor)
 	if err := c.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("what is left of a start ended by itself: %v", err)
 	}
 	m.eventually("the cgroup goes", func() bool { _, err := os.Stat(dir); return os.IsNotExist(err) })
 	m.kill() // and while there is no daemon
-	c, dir = orphan()
+	c, dir = orphan(id)
+	removed := strings.Repeat("ab", 32) // whose monitor was killed while it removed it
+	trash := filepath.Join(m.root, "containers", monitor.TrashPrefix+removed)
+	must(t, os.MkdirAll(filepath.Join(trash, "upper/dir"), 0o700))
+	half, halfDir := orphan(removed)
 	m.start()
+	half.Wait()
+	m.eventually("a half removed container goes", func() bool {
+		_, err := os.Stat(halfDir)
+		_, terr := os.Stat(trash)
+		return os.IsNotExist(err) && os.IsNotExist(terr)
+	})
 	if err := c.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("what is left of a start ended by itself: %v", err)
 	}

@@ -67,6 +67,9 @@ func run(ctx context.Context, env *Env, args []string) error {
 		return monitor.Attach(ctx, c.Socket, monitor.AttachArgs{Start: true, CloseStdin: true, Size: z}, streams)
 	}
 	err = env.finish(ctx, c.ID, &s)
+	if errors.Is(err, errNeverStarted) && a.Remove { // nobody else will
+		err = errors.Join(err, env.call(context.WithoutCancel(ctx), control.OpRm, control.RemoveContainerArgs{ID: c.ID, Force: true}, nil))
+	}
 	if _, broken := errors.AsType[*monitor.BrokenError](err); broken && a.Remove {
 		err = errors.Join(err, env.abandon(c.Socket))
 	}
@@ -118,25 +121,33 @@ func (env *Env) finish(ctx context.Context, id string, s *session) error {
 		fmt.Fprint(env.Stderr, "\r\nsnapctl: left "+shortID(id)+" running\r\n")
 		return nil
 	case monitor.Gone(err) && id != "":
-		return env.lost(ctx, id, err)
+		return env.lost(ctx, id)
 	case err != nil:
 		return startFailure(err)
 	case exit.Error != "":
 		return &exitError{exit.Code, errors.New(exit.Error)}
+	case exit.OOMKilled:
+		return &exitError{exit.Code, errors.New("a process was killed: the container's memory limit was reached")}
 	case exit.Code != 0:
 		return &exitError{status: exit.Code}
 	}
 	return nil
 }
 
+// errNeverStarted says that there is no use in waiting for a container.
+var errNeverStarted = errors.New("the container's monitor was killed before it started the container")
+
 // lost finds out how a container ended whose monitor did not tell.
-func (env *Env) lost(ctx context.Context, id string, why error) error {
+func (env *Env) lost(ctx context.Context, id string) error {
 	var c control.Container
 	if err := env.call(context.WithoutCancel(ctx), control.OpResolve, control.ContainerArgs{ID: id}, &c); err != nil {
 		return fmt.Errorf("%w, and so has the container", monitor.ErrLost)
 	}
-	if c.Status != monitor.StatusExited {
-		return fmt.Errorf("%w: the container is %s", why, c.Status)
+	switch {
+	case c.Status == monitor.StatusCreated:
+		return errNeverStarted
+	case c.Status != monitor.StatusExited:
+		return fmt.Errorf("%w: the container is %s", monitor.ErrLost, c.Status)
 	}
 	if c.ExitCode != 0 || c.Error != "" {
 		e := &exitError{status: c.ExitCode}

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/internal/cdi"
@@ -126,7 +128,11 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		c, err := monitor.LoadConfig(s.dir(id))
 		switch {
 		case err != nil && s.unfinished(id): // died between making the directory and filling it
-			s.Log.Warn("container dropped: it was never finished", "container", id, "err", err)
+			if ended, trash := strings.CutPrefix(id, monitor.TrashPrefix); trash && idOK.MatchString(ended) {
+				dead = append(dead, s.unknown(ended))
+			} else {
+				s.Log.Warn("container dropped: it was never finished", "container", id, "err", err)
+			}
 			s.erase(id)
 			continue
 		case err != nil:
@@ -151,6 +157,11 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 func (s *Service) unfinished(id string) bool {
 	fi, err := os.Stat(filepath.Join(s.dir(id), monitor.ConfigFile))
 	return errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0
+}
+
+// unknown is a container whose configuration is gone. It is taken to be where most of them are.
+func (s *Service) unknown(id string) *monitor.Config {
+	return &monitor.Config{ID: id, Spec: &specs.Spec{Linux: &specs.Linux{CgroupsPath: path.Join("/", s.CgroupParent, id)}}}
 }
 
 // reconcile ends what is left of a container whose monitor was killed; inUse says that it has one.
@@ -207,6 +218,9 @@ func removeCgroup(c *monitor.Config) error {
 // in the middle of a start has recorded no process, but may have made one.
 func (s *Service) sweep(list ...*monitor.Config) {
 	for _, c := range list {
+		if s.base.Err() != nil {
+			return
+		}
 		done, err := s.only(s.base, c.ID)
 		if err != nil {
 			return

@@ -46,7 +46,7 @@ func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
 	if a.Name == "" {
 		a.Name = randomName(func(n string) bool { return s.names[n] != "" })
 	} else if other := s.names[a.Name]; other != "" && other != a.ID {
-		return nil, &control.Error{Code: control.CodeExists, Message: fmt.Sprintf("container name %q is in use by container %s; remove or rename that container to use the name again", a.Name, other[:12])}
+		return nil, &control.Error{Code: control.CodeExists, Message: fmt.Sprintf("container name %q is in use by container %s; remove that container, or choose another name", a.Name, other[:12])}
 	}
 	s.names[a.Name] = a.ID
 	return nil, nil
@@ -332,7 +332,7 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool, slot
 	slot = nil
 	err := s.startMonitor(ctx, c, join, given)
 	if err == nil && !monitor.Alive(dir) {
-		err = errors.New(cmp.Or(lastLine(filepath.Join(dir, MonitorLog)), "it died"))
+		err = errors.New(cmp.Or(lastLine(filepath.Join(dir, MonitorLog)), "it was killed before it answered"))
 	}
 	if err != nil {
 		s.Networks.Release(c.ID, 0)

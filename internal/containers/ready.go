@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"os"
 	"sync"
 	"time"
 
@@ -95,17 +96,39 @@ func (s *Service) follow(c *monitor.Config) {
 		if s.base.Err() != nil {
 			return
 		}
-		defer s.disconnect(c)
-		if err == nil {
-			return
-		}
-		if !monitor.Gone(err) {
+		if err != nil && !monitor.Gone(err) {
 			s.Log.Warn("what becomes of a container is not known", "container", c.ID, "err", err)
+		}
+		if err != nil {
+			s.row(c.ID) // ends what its monitor has left behind, if that was killed
+		}
+		s.disconnect(c)
+		s.tidy(c, err != nil)
+	})
+}
+
+// tidy waits until the monitor of a container that has ended is done with it, and
+// takes away what that has left: it may have been killed before it came to all of it,
+// and was for sure if gone.
+func (s *Service) tidy(c *monitor.Config, gone bool) {
+	dir, trash := s.dir(c.ID), monitor.Trash(s.dir(c.ID))
+	for pause := time.Millisecond; monitor.Busy(dir) || monitor.Busy(trash); pause = min(2*pause, time.Second) {
+		select {
+		case <-s.base.Done():
+			return
+		case <-time.After(pause):
+		}
+		if s.inUse(c.ID) { // it was started again: by another monitor, which another follower is with
 			return
 		}
-		s.row(c.ID) // ends what its monitor has left behind, if that was killed
+	}
+	_, err := os.Stat(trash)
+	if left := err == nil; left || gone || !c.Remove {
 		s.sweep(c)
-	})
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		s.Log.Warn("what is left of a container", "dir", trash, "err", err)
+	}
 }
 
 func (s *Service) followLife(c *monitor.Config) error {

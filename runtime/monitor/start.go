@@ -165,7 +165,7 @@ func (m *Monitor) finish(change func(*State)) {
 	change(&s)
 	dir, err := m.dir, error(nil)
 	if m.cfg.Remove {
-		dir = filepath.Join(filepath.Dir(m.dir), trashPrefix+filepath.Base(m.dir))
+		dir = Trash(m.dir)
 		err = os.Rename(m.dir, dir)
 		os.Remove(filepath.Join(dir, ConfigFile)) // should we not come to remove the rest, it is no container
 	} else {
@@ -183,10 +183,6 @@ func (m *Monitor) finish(change func(*State)) {
 	m.goodbye()
 	close(m.done)
 }
-
-// trashPrefix begins the name of a container's directory that is being removed;
-// what a killed monitor left of one has no configuration, and is the daemon's to remove.
-const trashPrefix = ".rm-"
 
 func (m *Monitor) outputs() []*output {
 	if m.err == nil {

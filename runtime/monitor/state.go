@@ -100,8 +100,22 @@ func lock(path string) (*os.File, error) {
 }
 
 // Alive says whether the container in dir has a monitor.
-func Alive(dir string) bool {
-	f, err := os.Open(filepath.Join(dir, lockFile))
+func Alive(dir string) bool { return locked(filepath.Join(dir, lockFile)) }
+
+// Busy says whether a monitor has anything of the container in dir, which may have ended.
+func Busy(dir string) bool { return locked(filepath.Join(dir, busyFile)) }
+
+// Trash is what the directory of a container is called while its monitor removes it (Config.Remove).
+func Trash(dir string) string {
+	return filepath.Join(filepath.Dir(dir), TrashPrefix+filepath.Base(dir))
+}
+
+// TrashPrefix begins the name of a container's directory that is being removed;
+// what a killed monitor left of one has no configuration, and is the daemon's to remove.
+const TrashPrefix = ".rm-"
+
+func locked(path string) bool {
+	f, err := os.Open(path)
 	if err != nil {
 		return false
 	}
