@@ -201,7 +201,14 @@ func rm(ctx context.Context, env *Env, args []string) error {
 		return err
 	}
 	return env.together(rest, func(name string) error {
-		err := env.call(ctx, control.OpRm, control.RemoveContainerArgs{ID: name, Force: force}, nil)
+		a := control.RemoveContainerArgs{ID: name, Force: force}
+		err := env.call(ctx, control.OpRm, a, nil)
+		if errors.Is(err, errWentAway) { // whether it was done is found out by doing it again
+			err = env.call(ctx, control.OpRm, a, nil)
+			if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeNotFound {
+				return nil
+			}
+		}
 		if e, ok := errors.AsType[*control.Error](err); ok && force && e.Code == control.CodeNotFound {
 			fmt.Fprintf(env.Stderr, "snapctl: %s\n", plainText(err.Error()))
 			err = nil

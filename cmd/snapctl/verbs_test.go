@@ -250,3 +250,19 @@ func TestComplete(t *testing.T) {
 		}
 	}
 }
+
+// TestRemoveAgain: when the daemon dies in the middle of rm, whether that was done is found out.
+func TestRemoveAgain(t *testing.T) {
+	n := 0
+	d := newDaemon(t, map[string]func(*control.Request) error{control.OpRm: func(r *control.Request) error {
+		if n++; n == 1 {
+			r.Conn.Close()
+			return nil
+		}
+		return &control.Error{Code: control.CodeNotFound, Message: "no such container"}
+	}})
+	env, out, errs := newEnv(t, d.socket)
+	if status := env.main([]string{"rm", "box"}); status != 0 || out() != "box\n" || n != 2 {
+		t.Errorf("exit status %d after %d requests: %s", status, n, errs())
+	}
+}
