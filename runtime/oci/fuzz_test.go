@@ -40,6 +40,7 @@ func FuzzSpec(f *testing.F) {
 		if err != nil {
 			return
 		}
+		sameAsJSON(t, b)
 		p, err := c.plan(s, "x", "/b", false, false)
 		if err != nil {
 			return

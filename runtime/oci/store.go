@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -239,41 +238,6 @@ func readFile(name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s: it has more than %d bytes", name, limit)
 	}
 	return b.Bytes(), nil
-}
-
-// A config is specs.Spec without what is for other systems. encoding/json works
-// out every type that it might meet, before the first byte and in each process
-// anew: those of Windows, Solaris, z/OS and virtual machines are half of them.
-type config struct {
-	Version     string            `json:"ociVersion"`
-	Process     *specs.Process    `json:"process"`
-	Root        *specs.Root       `json:"root"`
-	Hostname    string            `json:"hostname"`
-	Domainname  string            `json:"domainname"`
-	Mounts      []specs.Mount     `json:"mounts"`
-	Hooks       *specs.Hooks      `json:"hooks"`
-	Annotations map[string]string `json:"annotations"`
-	Linux       *specs.Linux      `json:"linux"`
-	VM          *struct{}         `json:"vm"` // to be refused by name
-}
-
-// parseSpec decodes a config.json and checks the version it is of.
-func parseSpec(b []byte) (*specs.Spec, error) {
-	var c config
-	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, err
-	}
-	if major, rest, ok := strings.Cut(c.Version, "."); !ok || major != "1" || !strings.Contains(rest, ".") {
-		return nil, fmt.Errorf("ociVersion %q: want 1.x.y", c.Version)
-	}
-	s := &specs.Spec{
-		Version: c.Version, Process: c.Process, Root: c.Root, Hostname: c.Hostname, Domainname: c.Domainname,
-		Mounts: c.Mounts, Hooks: c.Hooks, Annotations: c.Annotations, Linux: c.Linux,
-	}
-	if c.VM != nil {
-		s.VM = new(specs.VM)
-	}
-	return s, nil
 }
 
 // plan makes the plan of a container from its spec.
