@@ -324,7 +324,8 @@ func exit(status int) error {
 }
 
 // forwarded are the signals that are passed on: those that people and
-// supervisors send. Each costs a start about 6 µs; all of them would be 0.4 ms.
+// supervisors send. Each costs a start about 6 µs, as a thread is woken and waited
+// for; all of them would be 0.4 ms. It costs the same to stop that, which nobody does.
 var forwarded = []os.Signal{
 	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT,
 	unix.SIGTSTP, unix.SIGALRM, unix.SIGIO, unix.SIGPWR, unix.SIGXCPU, syscall.Signal(34), syscall.Signal(37), syscall.Signal(38), // SIGRTMIN, +3, +4: systemd's halt and poweroff
@@ -341,8 +342,7 @@ func (c *CLI) attend(ctx context.Context, p *runtime.Process, caught chan os.Sig
 	}
 	for {
 		select {
-		case <-p.Done():
-			signal.Stop(caught)
+		case <-p.Done(): // and no signal keeps us from taking the rest away
 			st, err := p.Wait(ctx)
 			return st.ExitCode(), err
 		case sig := <-caught:
