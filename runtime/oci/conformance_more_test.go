@@ -154,13 +154,19 @@ func hugePages(path func(*bench)) func(*bench) {
 	}
 }
 
-func absolute(*bench) {}
+func absolute(b *bench) { b.sweep() }
 
 func relativePath(b *bench) {
 	b.spec.Linux.CgroupsPath = "snapfs-test-relative-" + b.id
+	b.sweep()
+}
+
+// sweep removes the container's cgroups when the test ends: crun leaves them when it fails.
+func (b *bench) sweep() {
+	path := strings.TrimPrefix(b.spec.Linux.CgroupsPath, "/")
 	b.t.Cleanup(func() {
-		list, _ := filepath.Glob("/sys/fs/cgroup/*/" + b.spec.Linux.CgroupsPath) // crun leaves it when it fails
-		for _, dir := range append(list, "/sys/fs/cgroup/"+b.spec.Linux.CgroupsPath) {
+		list, _ := filepath.Glob("/sys/fs/cgroup/*/" + path)
+		for _, dir := range append(list, "/sys/fs/cgroup/"+path) {
 			_ = os.Remove(dir)
 		}
 	})

@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 	if dir, err := programs(); err == nil {
 		os.RemoveAll(dir)
 	}
-	for _, at := range []string{"/sys/fs/cgroup/*" + cgroupParent, "/sys/fs/cgroup" + cgroupParent} {
+	for _, at := range []string{"/sys/fs/cgroup/*" + cgroupParent, "/sys/fs/cgroup" + cgroupParent, "/sys/fs/cgroup/*/snapfs", "/sys/fs/cgroup/snapfs"} { // the last are of relative paths
 		list, _ := filepath.Glob(at)
 		for _, dir := range list {
 			_ = os.Remove(dir) // a parallel run may still use it
