@@ -322,3 +322,26 @@ func BenchmarkMapped(b *testing.B) {
 		f.Close()
 	}
 }
+
+func BenchmarkUserNS(b *testing.B) {
+	needRoot(b)
+	m, err := ParseIDMap("0:100000:65536", "0:100000:65536")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, make := range map[string]func() (user, net *os.File, err error){
+		"alone":        func() (*os.File, *os.File, error) { user, err := m.UserNS(); return user, nil, err },
+		"with-network": m.UserAndNetNS,
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				user, net, err := make()
+				if err != nil {
+					b.Fatal(err)
+				}
+				user.Close()
+				net.Close() // nil is none
+			}
+		})
+	}
+}
