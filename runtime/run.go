@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	goruntime "runtime"
 	"sync/atomic"
 	"syscall"
@@ -82,9 +84,34 @@ func (s *start) run(ctx context.Context, g *cgroups.Group, flags uintptr) (_ *Pr
 	return nil, s.failure(out)
 }
 
-// fork calls clone3 with all signals blocked: a handler of Go's would run in
-// the child, on memory that is the parent's.
+// fork makes the child. In a container that manages cgroups itself it is put
+// where its init is.
 func (s *start) fork(args *cloneArgs, out *outcome) (int, error) {
+	pid, err := s.forkInto(args, out)
+	switch {
+	case args.flags&unix.CLONE_INTO_CGROUP == 0:
+		return pid, err
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return pid, fmt.Errorf("%w (the cgroup takes no processes: is one above it threaded, or has it processes and hands controllers down?)", err)
+	case !errors.Is(err, unix.EBUSY) || !s.exec || s.container == nil:
+		return pid, err
+	}
+	init := s.container.init
+	f, oerr := s.container.group.Of(init.pid)
+	if oerr == nil {
+		oerr = init.Signal(0) // was that number still its own?
+	}
+	if oerr != nil {
+		return pid, errors.Join(err, oerr)
+	}
+	defer f.Close()
+	args.cgroup = uint64(f.Fd())
+	return s.forkInto(args, out)
+}
+
+// forkInto calls clone3 with all signals blocked: a handler of Go's would run in
+// the child, on memory that is the parent's.
+func (s *start) forkInto(args *cloneArgs, out *outcome) (int, error) {
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
 	goruntime.LockOSThread()

@@ -96,6 +96,9 @@ func startOrCreate(ctx context.Context, p *Plan, f Files, park *Parking, note fu
 	if err := s.prepare(c, f); err != nil {
 		return nil, err
 	}
+	if err := s.delegate(c.group); err != nil {
+		return nil, &StepError{"delegate the cgroup", err}
+	}
 	if err := c.keep(s); err != nil {
 		return nil, err
 	}
@@ -270,6 +273,21 @@ func (s *start) joinCgroup(g *cgroups.Group) error {
 		s.prog.write(uintptr(fd), "0")
 	}
 	return nil
+}
+
+// delegate gives the container's cgroup to its user, if it is made to manage
+// that: it is the root of a cgroup namespace, and mounted writable
+// (config-linux.md of the runtime specification 1.3, "Cgroup ownership").
+func (s *start) delegate(g *cgroups.Group) error {
+	writable := func(m mount) bool { return m.kind == "cgroup" && m.set&unix.MOUNT_ATTR_RDONLY == 0 }
+	if s.plan.newNS&unix.CLONE_NEWCGROUP == 0 || !slices.ContainsFunc(s.plan.mounts, writable) {
+		return nil
+	}
+	uid, err := s.plan.ids.uid.host(s.proc.uid)
+	if err != nil || uid == 0 {
+		return err
+	}
+	return g.Delegate(uid)
 }
 
 // makeCwd makes the working directory if it is missing (CVE-2026-55686: below the root only).

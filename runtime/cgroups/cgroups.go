@@ -256,6 +256,9 @@ func needed(r *specs.LinuxResources) []string {
 			want = append(want, c.name)
 		}
 	}
+	for name := range r.Unified {
+		want = append(want, controllerOf(name))
+	}
 	return want
 }
 
@@ -313,15 +316,27 @@ func enable(at string, controllers []string) error {
 		return err
 	}
 	on := strings.Fields(string(b))
-	for _, c := range controllers {
-		if slices.Contains(on, c) {
-			continue
-		}
+	missing := slices.DeleteFunc(slices.Clone(controllers), func(c string) bool { return slices.Contains(on, c) })
+	if len(missing) == 0 || occupied(at) {
+		return nil
+	}
+	for _, c := range missing {
 		if err := write(at, "cgroup.subtree_control", "+"+c); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
 	return nil
+}
+
+// occupied tells whether a group but the root of all has processes of its own.
+// It can hand down controllers of threads only (cpu, pids), and if it did no
+// process could be in a group below it (cgroup_is_valid_domain of kernel/cgroup/cgroup.c).
+func occupied(at string) bool {
+	if _, err := os.Stat(filepath.Join(at, "cgroup.type")); err != nil { // the root has none
+		return false
+	}
+	procs, err := read(at, "cgroup.procs")
+	return err == nil && procs != ""
 }
 
 // inheritCpuset fills the files that version 1 leaves empty in a new group.

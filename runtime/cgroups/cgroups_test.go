@@ -77,7 +77,7 @@ func TestLimitsWritten(t *testing.T) {
 			"cpu.cfs_quota_us": "5000", "cpu.cfs_period_us": "10000", "cpuset.cpus": "0-1", "cpuset.mems": "0", "pids.max": "max", "blkio.weight": "10",
 			"blkio.throttle.read_bps_device": "8:1 77", "hugetlb.2MB.limit_in_bytes": "4", "rdma.max": "m hca_handle=2"}},
 		{true, map[string]string{"memory.max": "100", "memory.swap.max": "50", "memory.low": "50", "cpu.weight": "39", "cpu.max": "5000 10000", "cpuset.cpus": "0-1",
-			"cpuset.mems": "0", "pids.max": "max", "io.weight": "10", "io.max": "8:1 rbps=77", "hugetlb.2MB.max": "4", "rdma.max": "m hca_handle=2"}},
+			"cpuset.mems": "0", "pids.max": "max", "io.weight": "1", "io.max": "8:1 rbps=77", "hugetlb.2MB.max": "4", "rdma.max": "m hca_handle=2"}},
 	} {
 		g := fake(t, c.v2)
 		for name := range c.want {

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -48,6 +50,9 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 	if err := CheckResources(r); err != nil {
 		return err
 	}
+	if err := g.handDown(needed(r)); err != nil {
+		return err
+	}
 	return g.apply(r, false)
 }
 
@@ -62,6 +67,25 @@ func (g *Group) Limit(r *specs.LinuxResources) error {
 
 // Special says whether r wants controllers that a group made without r may not have.
 func Special(r *specs.LinuxResources) bool { return len(needed(r)) > 0 }
+
+// handDown has the groups above one of version 2 hand down controllers that were
+// not asked for when it was made.
+func (g *Group) handDown(want []string) error {
+	for _, d := range g.dirs {
+		list := both(d.controllers, want)
+		if !d.v2 || len(list) == 0 {
+			continue
+		}
+		at := d.mount
+		for part := range strings.SplitSeq(g.path[1:], "/") {
+			if err := enable(at, list); err != nil {
+				return err
+			}
+			at = filepath.Join(at, part)
+		}
+	}
+	return nil
+}
 
 func (g *Group) apply(r *specs.LinuxResources, fresh bool) error {
 	if r == nil {
@@ -80,15 +104,44 @@ func (g *Group) apply(r *specs.LinuxResources, fresh bool) error {
 			return fmt.Errorf("%s limit: %w", s.controller, err)
 		}
 	}
-	for name, value := range r.Unified {
-		if g.unified == nil {
-			return fmt.Errorf("unified %s: there is no version 2 hierarchy: %w", name, ErrMissing)
-		}
-		if err := write(g.unified.Name(), name, value); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(r.Unified)) { // cpu.max comes before cpu.max.burst, as it must
+		if err := g.setUnified(name, r.Unified[name]); err != nil {
 			return fmt.Errorf("unified %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// setUnified writes a value to a file of version 2, line by line: those with
+// several keys (io.max) take one with each write.
+func (g *Group) setUnified(name, value string) error {
+	if g.unified == nil {
+		return fmt.Errorf("there is no version 2 hierarchy: %w", ErrMissing)
+	}
+	for line := range strings.SplitSeq(strings.TrimSuffix(value, "\n"), "\n") {
+		if err := write(g.unified.Name(), name, line); err != nil {
+			return g.notHere(g.unified.Name(), controllerOf(name), err)
+		}
+	}
+	return nil
+}
+
+// controllerOf is whose file it is.
+func controllerOf(file string) string {
+	controller, _, _ := strings.Cut(file, ".")
+	return controller
+}
+
+// notHere explains that there is no such file in a group of version 2: those
+// above it have to hand its controller down.
+func (g *Group) notHere(at, controller string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if on, rerr := read(at, "cgroup.controllers"); rerr != nil || slices.Contains(strings.Fields(on), controller) {
+		return err
+	}
+	return fmt.Errorf("%s has no controller %q, which the cgroup above does not hand down: %w", at, controller, ErrMissing)
 }
 
 func (g *Group) set(s setting) error {
@@ -99,6 +152,9 @@ func (g *Group) set(s setting) error {
 	err := write(d.path, s.file, s.value)
 	if s.optional && errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err != nil && d.v2 {
+		return g.notHere(d.path, s.controller, err)
 	}
 	return err
 }
@@ -112,21 +168,19 @@ func (g *Group) setMemory(m *specs.LinuxMemory) error {
 	if m == nil {
 		return nil
 	}
+	if m.Limit != nil && *m.Limit < 0 && (m.Swap == nil || *m.Swap == 0) { // no limit of memory is none of both together
+		all := *m
+		all.Swap = m.Limit
+		m = &all
+	}
+	if g.v2("memory") {
+		return g.setMemory2(m)
+	}
 	var list []setting
 	add := func(file string, n *int64, v2 bool) {
 		if n != nil && *n != 0 {
 			list = append(list, setting{controller: "memory", file: file, value: limit(*n, v2)})
 		}
-	}
-	if g.v2("memory") {
-		add("memory.max", m.Limit, true)
-		if m.Swap != nil && *m.Swap > 0 && m.Limit != nil && *m.Limit > 0 {
-			list = append(list, setting{"memory", "memory.swap.max", strconv.FormatInt(*m.Swap-*m.Limit, 10), true})
-		} else if m.Swap != nil && *m.Swap < 0 {
-			list = append(list, setting{"memory", "memory.swap.max", "max", true})
-		}
-		add("memory.low", m.Reservation, true)
-		return g.setAll(list)
 	}
 	add("memory.limit_in_bytes", m.Limit, false)
 	add("memory.memsw.limit_in_bytes", m.Swap, false)
@@ -149,6 +203,52 @@ func (g *Group) setMemory(m *specs.LinuxMemory) error {
 		list = append(list, setting{controller: "memory", file: "memory.oom_control", value: "1"})
 	}
 	return g.setAll(list)
+}
+
+// setMemory2 is setMemory for version 2, which limits swap by itself.
+func (g *Group) setMemory2(m *specs.LinuxMemory) error {
+	var list []setting
+	add := func(file string, n *int64) {
+		if n != nil && *n != 0 {
+			list = append(list, setting{controller: "memory", file: file, value: limit(*n, true)})
+		}
+	}
+	add("memory.max", m.Limit)
+	if m.Swap != nil && *m.Swap != 0 {
+		value := "max"
+		if *m.Swap > 0 {
+			n, err := g.swapAlone(m)
+			if err != nil {
+				return err
+			}
+			value = strconv.FormatInt(n, 10)
+		}
+		// A kernel may be without swap accounting.
+		list = append(list, setting{"memory", "memory.swap.max", value, true})
+	}
+	add("memory.low", m.Reservation)
+	return g.setAll(list)
+}
+
+// swapAlone is what the limit of memory and swap together leaves for swap.
+func (g *Group) swapAlone(m *specs.LinuxMemory) (int64, error) {
+	limit := int64(0)
+	if m.Limit != nil && *m.Limit != 0 {
+		limit = *m.Limit
+	} else if d, ok := g.find("memory"); ok { // as it is now
+		n, err := number(d.path, "memory.max")
+		if err != nil {
+			return 0, g.notHere(d.path, "memory", err)
+		}
+		limit = int64(n)
+	}
+	switch {
+	case limit <= 0:
+		return 0, fmt.Errorf("memory and swap together, %d, want a limit of memory", *m.Swap)
+	case limit > *m.Swap:
+		return 0, fmt.Errorf("memory and swap together, %d, are below the limit of memory, %d", *m.Swap, limit)
+	}
+	return *m.Swap - limit, nil
 }
 
 func (g *Group) setAll(list []setting) error {
@@ -187,11 +287,13 @@ func (g *Group) settings(r *specs.LinuxResources) []setting {
 		g.ioSettings(b, add)
 	}
 	for _, h := range r.HugepageLimits {
-		file := "hugetlb." + h.Pagesize + ".limit_in_bytes"
+		what := "limit_in_bytes"
 		if g.v2("hugetlb") {
-			file = "hugetlb." + h.Pagesize + ".max"
+			what = "max"
 		}
-		add("hugetlb", file, h.Limit)
+		add("hugetlb", "hugetlb."+h.Pagesize+"."+what, h.Limit)
+		// Since Linux 5.7 also what is only reserved, so that mmap fails and not a touch.
+		list = append(list, setting{"hugetlb", "hugetlb." + h.Pagesize + ".rsvd." + what, strconv.FormatUint(h.Limit, 10), true})
 	}
 	if n := r.Network; n != nil {
 		if n.ClassID != nil {
@@ -225,8 +327,13 @@ func (g *Group) cpuSettings(c *specs.LinuxCPU, add func(string, string, any)) {
 	if c.Mems != "" {
 		add("cpuset", "cpuset.mems", c.Mems)
 	}
-	if c.Idle != nil {
-		add("cpu", "cpu.idle", *c.Idle)
+	if c.Idle != nil { // while it is set, a weight is refused
+		idle := func() { add("cpu", "cpu.idle", *c.Idle) }
+		if *c.Idle == 0 {
+			idle()
+		} else {
+			defer idle()
+		}
 	}
 	if g.v2("cpu") {
 		g.cpuSettings2(c, add)
@@ -260,6 +367,11 @@ func (g *Group) cpuSettings2(c *specs.LinuxCPU, add func(string, string, any)) {
 		value := "max"
 		if c.Quota != nil && *c.Quota > 0 {
 			value = strconv.FormatInt(*c.Quota, 10)
+		} else if c.Quota == nil || *c.Quota == 0 { // stays as it is, but has to be written
+			d, _ := g.find("cpu")
+			if now, err := read(d.path, "cpu.max"); err == nil {
+				value, _, _ = strings.Cut(now, " ")
+			}
 		}
 		if c.Period != nil && *c.Period != 0 {
 			value += " " + strconv.FormatUint(*c.Period, 10)
@@ -278,6 +390,13 @@ func Weight(shares uint64) uint64 {
 	return 1 + (shares-2)*9999/262142
 }
 
+// ioWeight turns version 1's weight (10 to 1000) into that of version 2 (1 to
+// 10000), linearly as others do. BFQ's files have the same scale in both.
+func ioWeight(w uint16) uint64 {
+	n := uint64(min(max(w, 10), 1000))
+	return 1 + (n-10)*9999/990
+}
+
 func (g *Group) ioSettings(b *specs.LinuxBlockIO, add func(string, string, any)) {
 	controller, weight := "blkio", "blkio.weight"
 	if g.v2("io") {
@@ -289,8 +408,12 @@ func (g *Group) ioSettings(b *specs.LinuxBlockIO, add func(string, string, any))
 			weight = bfq
 		}
 	}
+	scale := func(w uint16) uint64 { return uint64(w) }
+	if weight == "io.weight" {
+		scale = ioWeight
+	}
 	if b.Weight != nil && *b.Weight != 0 {
-		add(controller, weight, *b.Weight)
+		add(controller, weight, scale(*b.Weight))
 	}
 	for _, w := range b.WeightDevice {
 		if w.Weight != nil {
@@ -298,7 +421,7 @@ func (g *Group) ioSettings(b *specs.LinuxBlockIO, add func(string, string, any))
 			if controller == "blkio" {
 				file += "_device"
 			}
-			add(controller, file, fmt.Sprintf("%d:%d %d", w.Major, w.Minor, *w.Weight))
+			add(controller, file, fmt.Sprintf("%d:%d %d", w.Major, w.Minor, scale(*w.Weight)))
 		}
 	}
 	for _, t := range []struct {
@@ -312,7 +435,11 @@ func (g *Group) ioSettings(b *specs.LinuxBlockIO, add func(string, string, any))
 	} {
 		for _, d := range t.list {
 			if controller == "io" {
-				add("io", "io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, t.v2, d.Rate))
+				rate := strconv.FormatUint(d.Rate, 10)
+				if d.Rate == 0 { // none, as in version 1
+					rate = "max"
+				}
+				add("io", "io.max", fmt.Sprintf("%d:%d %s=%s", d.Major, d.Minor, t.v2, rate))
 			} else {
 				add("blkio", t.v1, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate))
 			}

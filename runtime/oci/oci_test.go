@@ -19,8 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programs are snaprun and the program that runs in containers, built once.
+// programs are snaprun and the program that runs in containers, built once. A
+// machine without Go has them (integration/kernel_test.go).
 var programs = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("SNAPFS_TEST_PROGRAMS"); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "snapfs-oci-test-")
 	if err != nil {
 		return "", err
@@ -44,7 +48,7 @@ const cgroupParent = "/snapfs-test-oci"
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := programs(); err == nil {
+	if dir, err := programs(); err == nil && os.Getenv("SNAPFS_TEST_PROGRAMS") == "" {
 		os.RemoveAll(dir)
 	}
 	for _, at := range []string{"/sys/fs/cgroup/*" + cgroupParent, "/sys/fs/cgroup" + cgroupParent, "/sys/fs/cgroup/*/snapfs", "/sys/fs/cgroup/snapfs"} { // the last are of relative paths
