@@ -87,6 +87,9 @@ func (m *machine) launch(args ...string) *daemon {
 	if !strings.Contains(config, "[network]") { // bridges of several machines would be in each other's way
 		config += "\n[network]\ndefault = 'none'"
 	}
+	if !strings.Contains(m.config, "backend =") {
+		config = fmt.Sprintf("backend = '%s'\n%s", backend, config)
+	}
 	if err := os.WriteFile(file, []byte(config+"\n"), 0o600); err != nil {
 		m.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -42,6 +43,9 @@ var makeBinaries = sync.OnceValue(func() (err error) {
 })
 
 func buildIn(folder string, flags ...string) (string, error) {
+	if dir := os.Getenv("SNAPFS_TEST_PROGRAMS"); dir != "" { // a machine without Go: see TestKernel61
+		return filepath.Join(dir, "snapd"), nil
+	}
 	if err := makeBinaries(); err != nil {
 		return "", err
 	}
@@ -52,6 +56,9 @@ func buildIn(folder string, flags ...string) (string, error) {
 	}
 	return filepath.Join(dir, "snapd"), nil // it finds snapctl beside it
 }
+
+// backend is how daemons show images, if a test does not say it; see TestKernel61.
+var backend = cmp.Or(os.Getenv("SNAPFS_TEST_BACKEND"), mounts.BackendErofs)
 
 // needs skips the test on a machine that cannot run the daemon, and returns
 // the path of its program.
@@ -67,7 +74,7 @@ func needs(t *testing.T) (snapd string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kernel.Backend(""); err != nil {
+	if _, err := kernel.Backend(backend); err != nil {
 		t.Skip(err)
 	}
 	if snapd, err = build(); err != nil {

@@ -191,9 +191,7 @@ func (d *daemon) info(ctx context.Context, _ struct{}) (control.Info, error) {
 	for _, f := range kernel.Facts {
 		i.Features[f.Name] = f.String()
 	}
-	if b, err := kernel.Backend(""); err == nil {
-		i.Backend = b.Name
-	}
+	i.Backend = d.w.Backend
 	for _, c := range d.containers.List(true) {
 		i.Containers++
 		if c.Pid != 0 {

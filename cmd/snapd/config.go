@@ -16,6 +16,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/internal/images"
 	"github.com/snapfs/snapfs/internal/userns"
 	"github.com/snapfs/snapfs/layers/trust"
@@ -31,6 +32,10 @@ type Config struct {
 	// Runner is the snapctl executable that monitors and the keeper run as.
 	// Default: beside snapd, else the first in PATH.
 	Runner string `toml:"runner"`
+	// Backend is how images are shown: "erofs", or "directories", which fetches and
+	// unpacks all of an image before it starts. Default the first that the kernel
+	// can do: directories is for Linux before 6.16, and to rule the other out.
+	Backend string `toml:"backend"`
 	// CgroupParent is the cgroup below which containers' cgroups are made.
 	// Default /snapfs, so that one limit there bounds them all.
 	CgroupParent string `toml:"cgroup_parent"`
@@ -245,6 +250,11 @@ func (c Config) Validate() error {
 	}
 	if max := maxSocketPath - len("/containers//sock") - 16; len(c.Run) > max {
 		return fmt.Errorf("run = %q: longer than the %d bytes that leave room for a socket's name", c.Run, max)
+	}
+	switch c.Backend {
+	case "", mounts.BackendErofs, mounts.BackendDirectories:
+	default:
+		return fmt.Errorf("backend = %q: want %s or %s", c.Backend, mounts.BackendErofs, mounts.BackendDirectories)
 	}
 	if c.CgroupParent == "" || c.CgroupParent[0] != '/' || strings.Contains(c.CgroupParent+"/", "/../") {
 		return fmt.Errorf("cgroup_parent = %q: want an absolute cgroup path that does not lead upwards", c.CgroupParent)

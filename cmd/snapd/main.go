@@ -166,8 +166,13 @@ func supervise(c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if _, err := kernel.Backend(""); err != nil {
+	backend, err := kernel.Backend(c.Backend)
+	if err != nil {
 		return err
+	}
+	if backend.Name != mounts.BackendErofs && c.Backend == "" {
+		_, why := kernel.Backend(mounts.BackendErofs)
+		log.Warn("images are fetched and unpacked as a whole before they start", "err", why)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -183,7 +188,7 @@ func supervise(c Config, log *slog.Logger) error {
 		defer c.dropKeeperCgroup()
 	}
 	return supervisor.Run(ctx, supervisor.Options{
-		Reload: reload, Worker: worker,
+		Reload: reload, Worker: worker, Backend: backend.Name,
 		Root: c.Root, Run: c.Run, Log: log, Keeper: keeper, Sockets: c.sockets(),
 		InUse: func() bool { return inUse(c.Run) },
 	})

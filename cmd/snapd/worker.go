@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/snapfs/snapfs/fs/mounts"
 	"github.com/snapfs/snapfs/fs/objectfs"
 	"github.com/snapfs/snapfs/internal/cni"
 	"github.com/snapfs/snapfs/internal/containers"
@@ -146,10 +147,11 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	}
 	d.images, err = images.Open(ctx, images.Options{
 		Root: c.Root, Run: c.Run, Registry: d.registry, Store: d.store, Fetcher: d.fetcher, Files: d.files, Mounter: d.w,
-		Held:     d.held,
-		Asked:    d.asked,
-		Users:    func() map[digest.Digest][]images.User { return d.containers.Users() },
-		Complete: c.Pull.Complete, Indexes: indexes, Events: d.events, Log: d.log,
+		Held:        d.held,
+		Asked:       d.asked,
+		Users:       func() map[digest.Digest][]images.User { return d.containers.Users() },
+		Directories: d.w.Backend == mounts.BackendDirectories,
+		Complete:    c.Pull.Complete, Indexes: indexes, Events: d.events, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -178,7 +180,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer cancel(nil)
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := objectfs.Serve(ctx, d.w.Fuse, d.w.Init, d.w.Resend, d.fs); err != nil && ctx.Err() == nil {
+		if err := objectfs.Serve(ctx, d.w.Fuse, d.w.Init, d.w.Resend && d.w.Backend != mounts.BackendDirectories, d.fs); err != nil && ctx.Err() == nil {
 			cancel(fmt.Errorf("FUSE: %w", err))
 		}
 	})

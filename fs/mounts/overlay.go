@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,9 @@ type Rootfs struct {
 	// UserXattr keeps overlay's own attributes as user.overlay.*, for mounts made
 	// in a user namespace (Linux 5.11).
 	UserXattr bool
+
+	strict bool // by descriptors only (Linux 6.13)
+	named  bool // by names of descriptors, as older kernels want it
 }
 
 // Overlay mounts r nowhere: see [Attach]. It asks every layer for its statfs, so
@@ -69,11 +73,43 @@ func Overlay(r Rootfs) (_ *os.File, err error) {
 	if r.ReadOnly || r.Upper == "" {
 		attrs = unix.MOUNT_ATTR_RDONLY
 	}
-	f, err := detached("overlay", attrs, settings...)
+	if r.named {
+		return detached("overlay", attrs, byName(settings)...)
+	}
+	m, err := detached("overlay", attrs, settings...)
+	// Before Linux 6.5 the descriptor is refused, then the parameter.
+	old := errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
+	if old && !r.strict && len(r.Data) == 0 {
+		r.named = true
+		if m, oerr := Overlay(r); oerr == nil {
+			return m, nil
+		}
+	}
 	if r.Users != nil && errors.Is(err, unix.EINVAL) {
 		err = fmt.Errorf("%w (layers with shifted owners need Linux 6.15)", err)
 	}
-	return f, err
+	return m, err
+}
+
+// byName turns descriptors into names of them, and layers into one list, as
+// kernels before 6.13 take them: those have lowerdir only, in at most 255 bytes.
+// Before 6.5 overlayfs has no parser of its own, and commas divide its options;
+// there are none.
+func byName(settings []setting) (list []setting) {
+	var lower []string
+	for _, s := range settings {
+		if s.file == nil {
+			list = append(list, s)
+			continue
+		}
+		name := fmt.Sprintf("/proc/self/fd/%d", s.file.Fd())
+		if s.key == "lowerdir+" {
+			lower = append(lower, name)
+			continue
+		}
+		list = append(list, setting{key: s.key, value: name})
+	}
+	return append(list, setting{key: "lowerdir", value: strings.Join(lower, ":")})
 }
 
 // openShown opens a directory with its owners shifted, unless users is nil.

@@ -40,6 +40,7 @@ const (
 	FactDataOnly  = "data-only"   // data-only lower layers without metacopy=on (6.16)
 	FactResend    = "fuse-resend" // requests of a dead worker are sent again (6.9)
 	FactUserNS    = "userns"      // user namespaces
+	FactPlain     = "directories" // an overlay mount of ordinary directories, however they are given
 )
 
 // Probe tries what this kernel can do, by detached mounts that nobody else sees.
@@ -62,8 +63,11 @@ func Probe(dir string) (*Kernel, error) {
 	}{
 		{FactMountAPI, func(string) error { return tryMountAPI() }},
 		{FactErofsFile, tryErofs},
-		{FactOverlay, func(tmp string) error { return tryOverlay(filepath.Join(tmp, "plain"), false) }},
-		{FactDataOnly, func(tmp string) error { return tryOverlay(filepath.Join(tmp, "data"), true) }},
+		{FactOverlay, func(tmp string) error { return tryOverlay(filepath.Join(tmp, "plain"), Rootfs{strict: true}) }},
+		{FactDataOnly, func(tmp string) error {
+			return tryOverlay(filepath.Join(tmp, "data"), Rootfs{strict: true, Data: []string{""}})
+		}},
+		{FactPlain, func(tmp string) error { return tryOverlay(filepath.Join(tmp, "names"), Rootfs{}) }},
 		{FactResend, func(string) error { return resend() }},
 		{FactUserNS, func(string) error { return tryUserNS() }},
 	} {
@@ -72,16 +76,26 @@ func Probe(dir string) (*Kernel, error) {
 	return k, nil
 }
 
-// A Backend is a way to show an image. There is one today; images on older
-// kernels, and for users without root, will have others.
+// A Backend is a way to show an image.
 type Backend struct {
-	Name  string   // "erofs"
+	Name  string   // "erofs" or "directories"
 	Needs []string // names of facts
 }
 
+// Names of the backends.
+const (
+	// BackendErofs shows an image before it is local.
+	BackendErofs = "erofs"
+	// BackendDirectories unpacks all of an image before it is shown, as older kernels need it.
+	BackendDirectories = "directories"
+)
+
 // Backends are all there are, best first.
 func Backends() []Backend {
-	return []Backend{{"erofs", []string{FactMountAPI, FactErofsFile, FactOverlay, FactDataOnly, FactResend}}}
+	return []Backend{
+		{BackendErofs, []string{FactMountAPI, FactErofsFile, FactOverlay, FactDataOnly, FactResend}},
+		{BackendDirectories, []string{FactMountAPI, FactPlain}},
+	}
 }
 
 // ErrNoBackend says that the kernel cannot do what any backend needs.
@@ -142,10 +156,11 @@ func tryErofs(tmp string) error {
 }
 
 // tryOverlay mounts an overlay as containers have it below dir, reads a file
-// through it and changes the file. With data, the file's bytes are in a data-only layer.
-func tryOverlay(dir string, data bool) error {
+// through it and changes the file. If r has Data, the file's bytes are in a data-only layer.
+func tryOverlay(dir string, r Rootfs) error {
 	const text = "snapfs"
-	r := Rootfs{Lower: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	data := len(r.Data) > 0
+	r.Lower, r.Upper, r.Work = []string{filepath.Join(dir, "lower")}, filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	file, stored := filepath.Join(r.Lower[0], "file"), filepath.Join(r.Lower[0], "file")
 	if data {
 		r.Data = []string{filepath.Join(dir, "bytes")}

@@ -37,10 +37,17 @@ func TestProbe(t *testing.T) {
 }
 
 func TestBackend(t *testing.T) {
-	old := &Kernel{Release: "6.1.0", Facts: []Fact{{FactMountAPI, nil}, {FactErofsFile, errors.New("only from block devices")}, {FactResend, unix.EINVAL}}}
+	old := &Kernel{Release: "6.1.0", Facts: []Fact{{FactMountAPI, nil}, {FactErofsFile, errors.New("only from block devices")}, {FactResend, unix.EINVAL}, {FactPlain, unix.EPERM}}}
 	_, err := old.Backend("")
 	if !errors.Is(err, ErrNoBackend) || !strings.Contains(err.Error(), "6.1.0") || !strings.Contains(err.Error(), "only from block devices") {
 		t.Errorf("Backend on an old kernel: %v", err)
+	}
+	old.Facts[3].Err = nil
+	if b, err := old.Backend(""); b.Name != BackendDirectories || err != nil {
+		t.Errorf("Backend on an old kernel with overlayfs = %v, %v", b, err)
+	}
+	if _, err := old.Backend(BackendErofs); !errors.Is(err, ErrNoBackend) || strings.Contains(err.Error(), BackendDirectories) {
+		t.Errorf("Backend(erofs) on an old kernel: %v", err)
 	}
 	if b, err := (&Kernel{Facts: []Fact{{FactMountAPI, nil}}}).Backend("erofs"); b.Name != "erofs" || err != nil {
 		t.Errorf("Backend(erofs) = %v, %v", b, err)

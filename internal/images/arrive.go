@@ -42,6 +42,9 @@ var ErrNotOurs = errors.New("left to containerd")
 // asked for twice shows. A caller whose ctx ends leaves with ctx's error; when
 // nobody is left, what has not come in yet is given up.
 func (s *Service) Layer(ctx context.Context, w Wanted, blob, diffID digest.Digest) (l Layer, release func(), err error) {
+	if s.Directories {
+		return Layer{}, nil, fmt.Errorf("%w: this kernel cannot mount images lazily: snapctl info says why", ErrNotOurs)
+	}
 	ref, err := w.ref()
 	if err != nil {
 		return Layer{}, nil, fmt.Errorf("%w: %w", ErrNotOurs, err)

@@ -77,6 +77,10 @@ type Options struct {
 	// Asked hears when an image begins to come in because a snapshotter has asked
 	// for ref, and of its progress, and how it went; nil: nobody listens.
 	Asked func(ref string) (progress func(control.Progress), done func(*Known, error))
+	// Directories shows images as ordinary directories, once they are local as a
+	// whole, instead of by Mounter: for a kernel that cannot mount metadata images.
+	// Snapshotters get none of ours.
+	Directories bool
 	// Complete fetches the rest of an image in the background once it was asked for.
 	Complete bool
 	Indexes  Indexes

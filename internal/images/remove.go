@@ -300,7 +300,7 @@ func (s *Service) dropTrees(ctx context.Context, keep map[string]bool) error {
 		}
 		errs = append(errs, s.db.Update(func(tx *bolt.Tx) error { return del(tx, "trees", id) }))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.sweepDirectories(keep))...)
 }
 
 func (s *Service) dropLayers(keep map[string]bool) error {

@@ -154,6 +154,14 @@ func (s *Service) Rootfs(ctx context.Context, k *Known, record bool) (control.Ro
 	if err := k.startable(); err != nil {
 		return control.Rootfs{}, err
 	}
+	if s.Directories {
+		if !s.usable(&k.manifestRow) {
+			if err := s.restore(ctx, k); err != nil {
+				return control.Rootfs{}, err
+			}
+		}
+		return s.directory(ctx, k)
+	}
 	s.live.RLock()
 	row := s.knownTree(k.Tree)
 	s.live.RUnlock()

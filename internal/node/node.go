@@ -115,7 +115,7 @@ func (r *report) kernel(root string) {
 		k, err = mounts.Probe(os.TempDir())
 	}
 	if err == nil {
-		_, err = k.Backend("")
+		_, err = k.Backend(mounts.BackendErofs)
 	}
 	switch {
 	case errors.Is(err, os.ErrPermission):

@@ -199,6 +199,9 @@ func (s *supervisor) mountLazy() error {
 		return errors.Join(err, fuse.Close())
 	}
 	init, err := objectfs.Handshake(fuse)
+	if errors.Is(err, objectfs.ErrNoResend) && s.o.Backend == mounts.BackendDirectories {
+		err = nil // nothing is read from it
+	}
 	if err != nil {
 		return errors.Join(err, mounts.Unmount(dir, true), fuse.Close())
 	}

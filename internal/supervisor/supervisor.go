@@ -55,6 +55,10 @@ type Options struct {
 	// they are in, and held for the workers as the control socket is. At most
 	// MaxSockets.
 	Sockets []string
+	// Backend is how images are shown, one of mounts.Backends, for the workers to
+	// know. All but mounts.BackendDirectories need a FUSE that sends again what a
+	// dead worker has not answered.
+	Backend string
 	// InUse says, when the daemon stops, whether anything still uses its
 	// mounts; nil: whether RUN/containers has entries.
 	InUse func() bool

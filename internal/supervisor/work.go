@@ -242,6 +242,7 @@ type inherited struct {
 	Supervisor int
 	Restarts   int
 	Sockets    []string `json:",omitempty"` // paths
+	Backend    string   `json:",omitempty"`
 }
 
 const workerEnv = "SNAPFS_WORKER"
@@ -249,7 +250,7 @@ const workerEnv = "SNAPFS_WORKER"
 func (s *supervisor) startWorker() (int, <-chan unix.WaitStatus, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	role, err := json.Marshal(inherited{s.o.Run, s.init, s.resend, os.Getpid(), s.restarts, s.o.Sockets})
+	role, err := json.Marshal(inherited{s.o.Run, s.init, s.resend, os.Getpid(), s.restarts, s.o.Sockets, s.o.Backend})
 	if err != nil {
 		return 0, nil, err
 	}

@@ -34,6 +34,7 @@ type Worker struct {
 	Sockets    []Listener        // in the order of Options.Sockets
 	Supervisor int               // pid
 	Restarts   int               // workers before this one, under this supervisor
+	Backend    string            // that of Options
 
 	remembering sync.Mutex
 	memory      memories // what was not forgotten with an earlier worker
@@ -68,7 +69,7 @@ func Attach(ctx context.Context, log *slog.Logger) (*Worker, context.Context, er
 	}
 	w := &Worker{
 		Fuse: os.NewFile(3, "/dev/fuse"), Init: in.Init, Resend: in.Resend,
-		Supervisor: in.Supervisor, Restarts: in.Restarts,
+		Supervisor: in.Supervisor, Restarts: in.Restarts, Backend: in.Backend,
 		run: in.Run, socket: os.NewFile(4, Socket(in.Run)), lock: os.NewFile(5, "lock"),
 		signals: make(chan os.Signal, 1),
 	}

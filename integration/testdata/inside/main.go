@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -119,6 +120,29 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+	case "eat": // so many MiB of memory
+		n, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			panic(err)
+		}
+		b := make([]byte, n<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		fmt.Println("ate", len(b))
+	case "forks": // starts so many processes, as far as it can, and counts them
+		n, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			panic(err)
+		}
+		started := 0
+		for range n {
+			if exec.Command("/proc/self/exe", "wait").Start() != nil {
+				break
+			}
+			started++
+		}
+		fmt.Println(started)
 	case "wait": // until it is killed
 		// The kernel keeps SIGTERM from an init that does not ask for it, and Go's runtime then exits with 2.
 		term := make(chan os.Signal, 1)
