@@ -377,6 +377,10 @@ func (g *Group) attachFilter(prog []insn) error {
 		license: uint64(uintptr(unsafe.Pointer(&license[0]))), expectedAttachType: unix.BPF_CGROUP_DEVICE}
 	copy(load.name[:], filterName)
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	// The verifier gives up for a signal (do_check of kernel/bpf/verifier.c), and Go's runtime sends them to itself.
+	for n := 0; errors.Is(err, unix.EAGAIN) && n < 100; n++ {
+		fd, err = bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	}
 	if err != nil {
 		return fmt.Errorf("load the device filter: %w", err)
 	}
