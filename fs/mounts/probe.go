@@ -67,7 +67,12 @@ func Probe(dir string) (*Kernel, error) {
 		{FactDataOnly, func(tmp string) error {
 			return tryOverlay(filepath.Join(tmp, "data"), Rootfs{strict: true, Data: []string{""}})
 		}},
-		{FactPlain, func(tmp string) error { return tryOverlay(filepath.Join(tmp, "names"), Rootfs{}) }},
+		{FactPlain, func(tmp string) error {
+			if len(k.lacks(Backend{Needs: []string{FactOverlay}})) == 0 {
+				return nil // it has been tried
+			}
+			return tryOverlay(filepath.Join(tmp, "names"), Rootfs{})
+		}},
 		{FactResend, func(string) error { return resend() }},
 		{FactUserNS, func(string) error { return tryUserNS() }},
 	} {
