@@ -33,9 +33,11 @@ peers:
 	$(GO) run ./bench/peers
 
 test: build peers
-	@scripts/need e2fsprogs erofs-utils busybox-static runc crun nftables
+	@scripts/need e2fsprogs erofs-utils busybox-static runc crun nftables qemu-system-x86
+	@scripts/kernel
 	$(GO) vet ./...
 	$(GO) test ./...
+	$(GO) test ./integration -run TestKernel61
 
 # The race detector is the one thing here that wants a C compiler.
 test-race:

@@ -19,6 +19,7 @@ var rules = []struct{ from, not, why string }{
 	{"layers/trust", "net/http", "snapctl signs and verifies"},
 	{"layers/trust", "golang.org/x/crypto", "ed25519 and PEM are the standard library's; snapctl links it"},
 	{"fs", module + "/internal", "imports point down"},
+	{"fs/plain", module + "/internal", "imports point down"},
 	{"fs/erofs", "github.com/hanwen/go-fuse", "only fs/objectfs serves FUSE"},
 	{"fs/mounts", "net/http", "every monitor links it"},
 	{"fs/mounts", "github.com/hanwen/go-fuse", "every monitor links it"},

@@ -48,10 +48,14 @@ func (m *machine) ok(args ...string) string {
 func inside(t *testing.T) file {
 	t.Helper()
 	exe := filepath.Join(t.TempDir(), "inside")
-	c := exec.Command("go", "build", "-ldflags=-s -w", "-o", exe, "./testdata/inside")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	if onlyPrograms != "" {
+		exe = filepath.Join(onlyPrograms, "inside-image")
+	} else {
+		c := exec.Command("go", "build", "-ldflags=-s -w", "-o", exe, "./testdata/inside")
+		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
 	}
 	b, err := os.ReadFile(exe)
 	if err != nil {

@@ -22,8 +22,13 @@ import (
 )
 
 // patience is how long a request may take: the time after which the issue
-// calls it a hang.
-const patience = 30 * time.Second
+// calls it a hang. A machine without hardware of its own gets more.
+var patience = func() time.Duration {
+	if onlyPrograms != "" {
+		return 4 * time.Minute
+	}
+	return 30 * time.Second
+}()
 
 // A machine is a place for daemons: a root and a run directory of their own.
 type machine struct {

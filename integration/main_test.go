@@ -19,7 +19,9 @@ import (
 // machine's links, tables and switches stay as they are.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	flag.Set("test.parallel", "12") // most wait for timeouts, not for a CPU
+	if onlyPrograms == "" {
+		flag.Set("test.parallel", "12") // most wait for timeouts, not for a CPU
+	}
 	os.Exit(networktest.Main(func() int {
 		code := m.Run()
 		if binaries != "" {
@@ -43,8 +45,8 @@ var makeBinaries = sync.OnceValue(func() (err error) {
 })
 
 func buildIn(folder string, flags ...string) (string, error) {
-	if dir := os.Getenv("SNAPFS_TEST_PROGRAMS"); dir != "" { // a machine without Go: see TestKernel61
-		return filepath.Join(dir, "snapd"), nil
+	if onlyPrograms != "" {
+		return filepath.Join(onlyPrograms, "snapd"), nil
 	}
 	if err := makeBinaries(); err != nil {
 		return "", err
@@ -56,6 +58,9 @@ func buildIn(folder string, flags ...string) (string, error) {
 	}
 	return filepath.Join(dir, "snapd"), nil // it finds snapctl beside it
 }
+
+// onlyPrograms is a directory with the programs of the tests, on a machine without Go; see TestKernel61.
+var onlyPrograms = os.Getenv("SNAPFS_TEST_PROGRAMS")
 
 // backend is how daemons show images, if a test does not say it; see TestKernel61.
 var backend = cmp.Or(os.Getenv("SNAPFS_TEST_BACKEND"), mounts.BackendErofs)
