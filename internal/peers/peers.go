@@ -58,7 +58,7 @@ var (
 	Nerdctl = Peer{Name: "nerdctl", Module: "github.com/containerd/nerdctl/v2", Version: "v2.0.4", Programs: []string{"cmd/nerdctl"}}
 )
 
-// CNI is some of the plugins that most networks are made of. 15 s.
+// CNI is some of the plugins that most networks are made of. 18 s.
 var CNI = Peer{Name: "cni", Module: "github.com/containernetworking/plugins", Version: "v1.10.0", Programs: []string{"plugins/main/bridge", "plugins/main/loopback", "plugins/ipam/host-local", "plugins/meta/portmap"}}
 
 // All are the peers that there are.
