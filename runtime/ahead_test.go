@@ -67,7 +67,7 @@ func TestAhead(t *testing.T) {
 		"AllowedDevice": TestAllowedDevice, "Users": TestUsers, "LinkAtOwnMount": TestLinkAtOwnMount, "MountThroughLink": TestMountThroughLink,
 		"PidsLimit": TestPidsLimit, "MemoryLimit": TestMemoryLimit, "Update": TestUpdate, "Membership": TestMembership, "NothingIsLeft": TestNothingIsLeft,
 		"SwappedMountPoint": TestSwappedMountPoint, "FakeNull": TestFakeNull, "FakeConsole": TestFakeConsole, "MaskedPathIsLink": TestMaskedPathIsLink,
-		"Cwd": TestCwd, "NoDescriptors": TestNoDescriptors, "OverProc": TestOverProc, "CoveredProc": TestCoveredProc, "Passwd": TestPasswd,
+		"Cwd": TestCwd, "NoDescriptors": TestNoDescriptors, "ProgramThroughDescriptor": TestProgramThroughDescriptor, "OverProc": TestOverProc, "CoveredProc": TestCoveredProc, "Passwd": TestPasswd,
 		"BareEnv": TestBareEnv, "HostIsGone": TestHostIsGone, "CgroupPath": TestCgroupPath, "KernelReach": TestKernelReach,
 		"Terminal": TestTerminal, "TerminalOfExec": TestTerminalOfExec, "Exec": TestExec, "ExecUser": TestExecUser, "Pause": TestPause,
 		"ExitCodes": TestExitCodes, "NotExecutable": TestNotExecutable, "PathIsSearchedInside": TestPathIsSearchedInside, "Signal": TestSignal,
