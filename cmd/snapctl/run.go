@@ -116,7 +116,10 @@ func (env *Env) createContainer(ctx context.Context, a *control.CreateArgs, cid 
 // finish runs a session to its end and makes an exit status of it.
 func (env *Env) finish(ctx context.Context, id string, s *session) error {
 	exit, err := s.run(ctx, env)
+	_, ours := errors.AsType[*exitError](err)
 	switch {
+	case ours: // what this end of it came to, such as that nobody reads the output
+		return err
 	case errors.Is(err, errDetached):
 		fmt.Fprint(env.Stderr, "\r\nsnapctl: left "+shortID(id)+" running\r\n")
 		return nil

@@ -13,6 +13,8 @@ import (
 	"testing/iotest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/runtime/monitor"
 )
@@ -231,4 +233,26 @@ func TestDetachReader(t *testing.T) {
 func TestMain(m *testing.M) {
 	os.Unsetenv("SNAPFS_HOST")
 	os.Exit(m.Run())
+}
+
+// TestFinishBroken: that nobody reads the output is no sign of a monitor that has gone.
+func TestFinishBroken(t *testing.T) {
+	for errno, want := range map[unix.Errno]struct {
+		status int
+		text   string
+	}{unix.EPIPE: {141, ""}, unix.ENOSPC: {125, "snapctl: stdout: no space left on device\n"}} {
+		d := newDaemon(t, nil) // which is not asked
+		env, _, errs := newEnv(t, d.socket)
+		broken := error(&monitor.BrokenError{Stream: "stdout", Errno: errno})
+		if errno == unix.EPIPE {
+			broken = &exitError{128 + int(unix.SIGPIPE), &silent{broken}} // as session.run has it
+		}
+		err := env.finish(t.Context(), "box", &session{begin: func(context.Context, monitor.IO, monitor.Size) (*monitor.Attached, error) { return nil, broken }})
+		if status := env.report(err, 125); status != want.status || errs() != want.text {
+			t.Errorf("%v: exit status %d, %v", errno, status, err)
+		}
+		if asked := d.requests(); len(asked) > 0 {
+			t.Errorf("%v: the daemon is asked %q", errno, asked)
+		}
+	}
 }

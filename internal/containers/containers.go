@@ -8,6 +8,7 @@
 package containers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -287,7 +288,7 @@ func (s *Service) config(id string) *monitor.Config {
 }
 
 func notFound(name string) error {
-	return &control.Error{Code: control.CodeNotFound, Message: "no such container: " + name}
+	return &control.Error{Code: control.CodeNotFound, Message: "no such container: " + cmp.Or(name, `""`)}
 }
 
 // find returns the ID that a name, an ID or a unique prefix of one stands for.
