@@ -336,6 +336,9 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool, slot
 	}
 	if err != nil {
 		s.Networks.Release(c.ID, 0)
+		if cerr := removeCgroup(c); cerr != nil { // of its sandbox, if it was to have one
+			s.Log.Warn("cgroup", "container", c.ID, "err", cerr)
+		}
 		return fmt.Errorf("container %s: monitor: %w", c.Name, err)
 	}
 	s.follow(c)
