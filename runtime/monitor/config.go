@@ -80,48 +80,12 @@ func LoadConfig(dir string) (*Config, error) {
 	return c, nil
 }
 
-// configFile is a Config as a monitor reads it. To decode a type, encoding/json
-// makes what it needs for all types that can be reached from it, and keeps that:
-// specs.Spec would be 100 KiB of every monitor for containers of other systems.
-type configFile struct {
-	Config
-	Spec *linuxSpec
-}
-
-type linuxSpec struct {
-	Version     string            `json:"ociVersion"`
-	Process     *specs.Process    `json:"process"`
-	Root        *specs.Root       `json:"root"`
-	Hostname    string            `json:"hostname"`
-	Domainname  string            `json:"domainname"`
-	Mounts      []specs.Mount     `json:"mounts"`
-	Hooks       *specs.Hooks      `json:"hooks"`
-	Annotations map[string]string `json:"annotations"`
-	Linux       *specs.Linux      `json:"linux"`
-}
-
-func (s *linuxSpec) spec() *specs.Spec {
-	if s == nil {
-		return nil
-	}
-	return &specs.Spec{
-		Version: s.Version, Process: s.Process, Root: s.Root, Hostname: s.Hostname, Domainname: s.Domainname,
-		Mounts: s.Mounts, Hooks: s.Hooks, Annotations: s.Annotations, Linux: s.Linux,
-	}
-}
-
 func decodeConfig(b []byte) (*Config, error) {
-	var f configFile
-	if err := json.Unmarshal(b, &f); err != nil {
+	c := new(Config)
+	if err := decodeFields(b, c); err != nil {
 		return nil, err
 	}
-	c := f.config()
 	return c, c.complete()
-}
-
-func (f *configFile) config() *Config {
-	f.Config.Spec = f.Spec.spec()
-	return &f.Config
 }
 
 // complete checks a configuration that was decoded, and fills in what follows from it.

@@ -43,10 +43,10 @@ type order struct {
 	Likewise bool    `json:",omitempty"`
 }
 
-// told is an order as a slot reads it: see configFile.
+// told is an order as a slot reads it: see decodeFields.
 type told struct {
 	order
-	Like, Config *configFile
+	Like, Config json.RawMessage
 }
 
 type answer struct {
@@ -82,7 +82,11 @@ func Await(conn *control.Conn) (_ *Assignment, err error) {
 		}
 		if o.Like != nil {
 			closeFiles(files)
-			if err := conn.Send(r.warm(o.Like.config())); err != nil {
+			like := new(Config)
+			if err := decodeFields(o.Like, like); err != nil {
+				return nil, fmt.Errorf("slot: %w", err)
+			}
+			if err := conn.Send(r.warm(like)); err != nil {
 				return nil, err
 			}
 			continue
@@ -121,7 +125,10 @@ func (b *bundled) configOf(o *told) (*Config, error) {
 	if o.Config == nil {
 		return nil, nil
 	}
-	c := o.Config.config()
+	c := new(Config)
+	if err := decodeFields(o.Config, c); err != nil {
+		return nil, fmt.Errorf("slot: %w", err)
+	}
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("slot: %w", err)
 	}

@@ -266,7 +266,10 @@ func FuzzOrder(f *testing.F) {
 			return
 		}
 		if o.Like != nil {
-			like := o.Like.config()
+			like := new(Config)
+			if decodeFields(o.Like, like) != nil {
+				return
+			}
 			like.SeccompCache = ""
 			_, _ = likely(like)
 		}
