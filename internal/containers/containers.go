@@ -104,7 +104,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	s := &Service{
 		Options: o, opened: time.Now(), quiet: defaultQuiet,
 		names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{},
-		starting: map[string]chan struct{}{}, ranges: ranges{of: map[string]control.IDRange{}, going: map[string]going{}},
+		starting: map[string]chan struct{}{}, states: states{settled: settled}, ranges: ranges{of: map[string]control.IDRange{}, going: map[string]going{}},
 	}
 	for _, dir := range []string{s.dir(""), s.runDir("")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -13,6 +13,8 @@ import (
 // states remembers what the state files of containers said, so that a list of
 // many is not read and decoded anew. A file is never changed, but replaced.
 type states struct {
+	settled time.Duration // see the constant
+
 	mu    sync.Mutex
 	known map[string]rememberedState // by ID
 }
@@ -48,7 +50,7 @@ func (s *states) load(id, dir string) (monitor.State, error) {
 		return r.state, nil
 	}
 	state, err := monitor.LoadState(dir)
-	if err == nil && time.Since(time.Unix(st.Ctim.Unix())) > settled && sameFile(fi, dir) {
+	if err == nil && time.Since(time.Unix(st.Ctim.Unix())) > s.settled && sameFile(fi, dir) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.known == nil {
