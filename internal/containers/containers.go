@@ -259,7 +259,9 @@ func (s *Service) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.known[id]; c != nil {
-		delete(s.names, c.Name)
+		if s.names[c.Name] == id {
+			delete(s.names, c.Name)
+		}
 		delete(s.known, id)
 		s.ranges.leave(c)
 	}

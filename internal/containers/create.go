@@ -30,6 +30,11 @@ func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if other := s.names[a.Name]; s.known[other] != nil { // it may have ended a moment ago, and not been forgotten
+		s.mu.Unlock()
+		s.removed(other)
+		s.mu.Lock()
+	}
 	if c := s.known[a.ID]; c != nil {
 		return c, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,5 +99,37 @@ func BenchmarkList(b *testing.B) {
 		if rows := s.List(false); len(rows) != 500 {
 			b.Fatal(len(rows))
 		}
+	}
+}
+
+// TestForgotten: a container that its monitor has removed is forgotten without anybody asking for it, and its name is
+// free even before that.
+func TestForgotten(t *testing.T) {
+	first := &monitor.Config{Name: "first"}
+	_, s := followed(t, first, monitor.State{Status: monitor.StatusExited, Started: time.Now(), Finished: time.Now()})
+	s.followers.Wait()
+	c := &monitor.Config{ID: strings.Repeat("cd", 32), Name: "mine", Socket: first.Socket, Spec: first.Spec, Labels: first.Labels}
+	know := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.known[c.ID], s.names[c.Name] = c, c.ID
+	}
+	know()
+	s.follow(c)
+	s.followers.Wait()
+	if s.config(c.ID) != nil {
+		t.Error("it has ended, and is still known")
+	}
+	know()
+	a := control.CreateArgs{ID: strings.Repeat("ef", 32), Name: "mine"}
+	if _, err := s.reserve(&a); err != nil {
+		t.Error(err)
+	}
+	must(t, os.MkdirAll(s.dir(a.ID), 0o700))
+	know()
+	c.ID = a.ID
+	know()
+	if _, err := s.reserve(&control.CreateArgs{ID: strings.Repeat("12", 32), Name: "mine"}); err == nil {
+		t.Error("the name of a container that is there was given away")
 	}
 }

@@ -101,6 +101,8 @@ func (s *Service) follow(c *monitor.Config) {
 		}
 		if err != nil {
 			s.row(c.ID) // ends what its monitor has left behind, if that was killed
+		} else {
+			s.removed(c.ID) // else it would be known until somebody asks for it
 		}
 		s.disconnect(c)
 		s.tidy(c, err != nil)

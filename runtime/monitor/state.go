@@ -99,7 +99,6 @@ func lock(path string) (*os.File, error) {
 	}
 }
 
-<<<<<<< HEAD
 // Alive says whether the container in dir has a monitor.
 func Alive(dir string) bool { return locked(filepath.Join(dir, lockFile)) }
 
@@ -115,26 +114,18 @@ func Trash(dir string) string {
 // what a killed monitor left of one has no configuration, and is the daemon's to remove.
 const TrashPrefix = ".rm-"
 
+// locked is called for every row of a list, so it does without what os.File has
+// more than a descriptor.
 func locked(path string) bool {
-	f, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for err == unix.EINTR {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return false
-=======
-// Alive says whether the container in dir has a monitor. It is called for every
-// row of a list, so it does without what os.File has more than a descriptor.
-func Alive(dir string) bool {
-	for {
-		fd, err := unix.Open(filepath.Join(dir, lockFile), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return false
-		}
-		defer unix.Close(fd)
-		return errors.Is(unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
->>>>>>> 8079558 (internal/containers: a list's test and benchmark; runtime/monitor: Alive by bare descriptors)
 	}
+	defer unix.Close(fd)
+	return errors.Is(unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // Recover makes the state of a container that has no monitor true again, and
