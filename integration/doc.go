@@ -6,5 +6,5 @@
 // The tests need root, /dev/fuse, and a kernel that package fs/mounts can use;
 // they say so where they are skipped. Those with containerd and others want
 // their programs, which package peers builds. SNAPFS_KILLS sets how many workers
-// TestWorkerKilled kills.
+// TestWorkerKilled kills, SNAPFS_CONTAINERS how many TestManyShortContainers runs.
 package integration
