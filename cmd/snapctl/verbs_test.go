@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/snapfs/snapfs/internal/control"
@@ -253,16 +254,16 @@ func TestComplete(t *testing.T) {
 
 // TestRemoveAgain: when the daemon dies in the middle of rm, whether that was done is found out.
 func TestRemoveAgain(t *testing.T) {
-	n := 0
+	var n atomic.Int32
 	d := newDaemon(t, map[string]func(*control.Request) error{control.OpRm: func(r *control.Request) error {
-		if n++; n == 1 {
+		if n.Add(1) == 1 {
 			r.Conn.Close()
 			return nil
 		}
 		return &control.Error{Code: control.CodeNotFound, Message: "no such container"}
 	}})
 	env, out, errs := newEnv(t, d.socket)
-	if status := env.main([]string{"rm", "box"}); status != 0 || out() != "box\n" || n != 2 {
-		t.Errorf("exit status %d after %d requests: %s", status, n, errs())
+	if status := env.main([]string{"rm", "box"}); status != 0 || out() != "box\n" || n.Load() != 2 {
+		t.Errorf("exit status %d after %d requests: %s", status, n.Load(), errs())
 	}
 }
