@@ -408,10 +408,27 @@ func (s *Service) inUse(id string) bool {
 }
 
 // join connects a container that was created, but not started, so that it can be.
+//
+// An endpoint on record says that the monitor has its namespace, unless the monitor says
+// that it has none: whoever made the endpoint was killed before it handed it over. That
+// stays true because the monitor has given up an earlier one by the time another is made.
 func (s *Service) join(ctx context.Context, c *monitor.Config) error {
 	st, err := monitor.LoadState(s.dir(c.ID))
-	if err != nil || st.Status == monitor.StatusRunning || s.Networks.Endpoint(c.ID) != nil {
+	if err != nil || st.Status == monitor.StatusRunning {
 		return err
+	}
+	if c.Network.Mode == control.NetworkBridge || c.Network.Mode == control.NetworkPlugins {
+		if s.Networks.Endpoint(c.ID) != nil {
+			if has, err := s.joined(ctx, c); err != nil || has {
+				return err
+			}
+		}
+		switch err := monitor.Join(ctx, c.Socket, monitor.JoinArgs{}, nil); {
+		case isStarted(err):
+			return nil
+		case err != nil:
+			return fmt.Errorf("container %s: %w", c.Name, err)
+		}
 	}
 	list, err := s.namespaces(ctx, c)
 	if err != nil || len(list) == 0 {
@@ -431,6 +448,25 @@ func (s *Service) join(ctx context.Context, c *monitor.Config) error {
 		return fmt.Errorf("container %s: %w", c.Name, err)
 	}
 	return nil
+}
+
+// joined says whether the container's monitor has been given a network. Of one that
+// cannot tell, being of a version before OpJoined, it is taken for granted.
+func (s *Service) joined(ctx context.Context, c *monitor.Config) (bool, error) {
+	kinds, err := monitor.Joined(ctx, c.Socket)
+	if e, ok := errors.AsType[*control.Error](err); ok && e.Code == control.CodeUnsupported {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	return slices.Contains(kinds, "network"), nil
+}
+
+// isStarted says of a monitor's answer that somebody else has started the container meanwhile.
+func isStarted(err error) bool {
+	e, ok := errors.AsType[*control.Error](err)
+	return ok && e.Code == monitor.CodeRunning
 }
 
 // namespaceOf opens a namespace of a running container, by what /proc calls it.

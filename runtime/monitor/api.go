@@ -24,7 +24,8 @@ const (
 	OpPause     = "pause"      // nil → State
 	OpUnpause   = "unpause"    // nil → State
 	OpTop       = "top"        // nil → []Proc
-	OpJoin      = "join"       // JoinArgs and descriptors: the container will be started in these namespaces
+	OpJoin      = "join"       // JoinArgs and descriptors: the container will be started in these namespaces, and in none of before
+	OpJoined    = "joined"     // nil → JoinArgs: those it has been given for its next start, or its last
 	OpRelease   = "release"    // nil: a monitor whose container is not running ends
 )
 

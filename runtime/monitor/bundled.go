@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/fs/mounts"
+	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/runtime"
 	"github.com/snapfs/snapfs/runtime/users"
 )
@@ -129,6 +130,28 @@ func (b *bundled) joined(linux *specs.Linux) *specs.Linux {
 	return &changed
 }
 
+// complete refuses to start a container that is to be in namespaces which it was not
+// given: it would be cut off from the network that it asked for, or from another container.
+func (b *bundled) complete(cfg *Config) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lacks := func(kind string) bool {
+		return !slices.ContainsFunc(b.joins, func(n Namespace) bool { return n.Kind == kind })
+	}
+	switch cfg.Network.Mode {
+	case control.NetworkBridge, control.NetworkPlugins, control.NetworkShared:
+		if lacks(string(specs.NetworkNamespace)) {
+			return fmt.Errorf("network %s: the container was not connected: start it by the daemon", cfg.Network.Mode)
+		}
+	}
+	for kind, id := range cfg.Joins {
+		if lacks(kind) {
+			return fmt.Errorf("%s namespace: the container was not given that of container %s: start it by the daemon", kind, id)
+		}
+	}
+	return nil
+}
+
 // Prepare assembles the root file system, unless the users are not there yet as whose
 // the image's files are to be shown.
 func (b *bundled) Prepare(cfg *Config) error {
@@ -159,6 +182,9 @@ func (b *bundled) Prepare(cfg *Config) error {
 
 // Start starts the container on the overlay, or on the spec's own root where the configuration names no layers.
 func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container, err error) {
+	if err := b.complete(cfg); err != nil {
+		return nil, err
+	}
 	if err := b.Prepare(cfg); err != nil {
 		return nil, err
 	}

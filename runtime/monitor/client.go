@@ -173,6 +173,14 @@ func Join(ctx context.Context, socket string, a JoinArgs, files []*os.File) erro
 	return err
 }
 
+// Joined are the kinds of namespaces that the monitor at socket has been given. A monitor of
+// an older version, which cannot tell, answers with [control.CodeUnsupported].
+func Joined(ctx context.Context, socket string) ([]string, error) {
+	var a JoinArgs
+	err := Call(ctx, socket, OpJoined, nil, &a)
+	return a.Kinds, err
+}
+
 // call is Call of an operation that reports the State on its way.
 func call(ctx context.Context, socket, op string, args, result any, report func(State)) error {
 	_, err := control.Call(ctx, socket, op, args, result, func(raw json.RawMessage) {

@@ -90,6 +90,7 @@ type Monitor struct {
 	container Container
 	console   *os.File // pty master
 	stdin     *input
+	joined    []string // kinds of namespaces; replaced, never changed
 }
 
 // Run is the whole life of the monitor of the container in dir. It returns when
@@ -146,7 +147,7 @@ func newMonitor(dir string, o *Options) (*Monitor, error) {
 	if m.runner == nil {
 		m.runner = &bundled{}
 	}
-	m.runner.Join(o.Join)
+	m.join(o.Join)
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}

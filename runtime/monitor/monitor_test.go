@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -569,5 +570,52 @@ func TestRestartAfterTheEnd(t *testing.T) {
 	again.end()
 	if got := logged(t, h.dir)["stdout"]; got != "again\nagain\n" {
 		t.Errorf("log = %q", got)
+	}
+}
+
+// TestJoined: a monitor tells what it has been given.
+func TestJoined(t *testing.T) {
+	h := hold(t, []string{"true"}, nil)
+	file, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for i, kinds := range [][]string{{}, {"network"}, {}, {"network", "ipc"}} {
+		if i > 0 {
+			files := []*os.File{file, file}[:len(kinds)]
+			if err := Join(t.Context(), h.cfg.Socket, JoinArgs{Kinds: kinds}, files); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := Joined(t.Context(), h.cfg.Socket); err != nil || !slices.Equal(got, kinds) {
+			t.Errorf("it has %v, %v; want %v", got, err, kinds)
+		}
+	}
+}
+
+// TestUnconnected: what was not given the namespaces that it is to be in does not start.
+func TestUnconnected(t *testing.T) {
+	some := []Namespace{{Kind: "network"}, {Kind: "ipc"}}
+	for name, row := range map[string]struct {
+		cfg   Config
+		joins []Namespace
+		want  string
+	}{
+		"none":       {Config{Network: control.NetworkConfig{Mode: control.NetworkNone}}, nil, ""},
+		"host":       {Config{Network: control.NetworkConfig{Mode: control.NetworkHost}}, nil, ""},
+		"unknown":    {Config{}, nil, ""},
+		"connected":  {Config{Network: control.NetworkConfig{Mode: control.NetworkBridge}}, some[:1], ""},
+		"bridge":     {Config{Network: control.NetworkConfig{Mode: control.NetworkBridge}}, nil, "network bridge"},
+		"plugins":    {Config{Network: control.NetworkConfig{Mode: control.NetworkPlugins}}, some[1:], "network cni"},
+		"another's":  {Config{Network: control.NetworkConfig{Mode: control.NetworkShared}}, nil, "network container"},
+		"its ipc":    {Config{Joins: map[string]string{"ipc": "x"}}, some[:1], "that of container x"},
+		"has an ipc": {Config{Joins: map[string]string{"ipc": "x"}}, some, ""},
+	} {
+		b := &bundled{joins: row.joins}
+		err := b.complete(&row.cfg)
+		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: %v, want %q", name, err, row.want)
+		}
 	}
 }

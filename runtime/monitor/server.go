@@ -42,6 +42,8 @@ func (m *Monitor) handle(ctx context.Context, r *control.Request) error {
 		return m.handleTop(r)
 	case OpJoin:
 		return m.handleJoin(r)
+	case OpJoined:
+		return r.Reply(JoinArgs{Kinds: m.given()})
 	case OpRelease:
 		return m.handleRelease(r)
 	}
@@ -83,8 +85,27 @@ func (m *Monitor) handleJoin(r *control.Request) error {
 		list = append(list, Namespace{kind, r.Files[i]})
 	}
 	r.Files = nil
-	m.runner.Join(list)
+	m.join(list)
 	return nil
+}
+
+// join gives the container namespaces.
+func (m *Monitor) join(list []Namespace) {
+	kinds := make([]string, 0, len(list))
+	for _, n := range list {
+		kinds = append(kinds, n.Kind)
+	}
+	m.mu.Lock()
+	m.joined = kinds
+	m.mu.Unlock()
+	m.runner.Join(list)
+}
+
+// given are the kinds of namespaces that it was given last.
+func (m *Monitor) given() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.joined
 }
 
 // handleWait answers with the end, however long that takes.
