@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	goruntime "runtime"
 	"sync"
@@ -77,8 +78,8 @@ const aheadOps = 1024
 const aheadNS = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
 
 const (
-	msgHere = msgMark + 6
-	msgOwn  = msgMark + 7 // it has descriptors of its own
+	msgHere = msgMark + 7
+	msgOwn  = msgMark + 8 // it has descriptors of its own
 )
 
 // NewAhead makes one for a container like that of p, in p's cgroup, with the limits
@@ -260,6 +261,8 @@ func (a *Ahead) misfit(p *Plan) string {
 		return "a seccomp listener"
 	case p.scope != nil:
 		return "a scope of systemd"
+	case len(p.netDevices) > 0:
+		return "devices of the network"
 	case p.noKeyring:
 		return "the session keyring"
 	case p.mountLabel != a.plan.mountLabel:
@@ -323,6 +326,17 @@ func StartAhead(ctx context.Context, a *Ahead, p *Plan, f Files) (_ *Container, 
 	c := &Container{plan: p, devpts: -1, root: -1, group: a.group, init: a.process}
 	defer s.close()
 	defer a.end()
+	restore, err := holdOOMScore(p.proc.oomScore)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	defer func() { // when the process has memory of its own, or has ended
+		if rerr := restore(); rerr != nil && err == nil {
+			err = errors.Join(rerr, c.Close())
+		} else {
+			err = errors.Join(err, rerr)
+		}
+	}()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Close())
@@ -333,6 +347,9 @@ func StartAhead(ctx context.Context, a *Ahead, p *Plan, f Files) (_ *Container, 
 	}
 	if err := s.prepare(c, f); err != nil {
 		return nil, err
+	}
+	if err := s.delegate(a.group); err != nil {
+		return nil, &StepError{"delegate the cgroup", err}
 	}
 	if err := c.keep(s); err != nil {
 		return nil, err
@@ -348,6 +365,21 @@ func StartAhead(ctx context.Context, a *Ahead, p *Plan, f Files) (_ *Container, 
 		return nil, errors.Join(err, p.Poststop(context.WithoutCancel(ctx)))
 	}
 	return c, nil
+}
+
+// holdOOMScore returns what gives this process the score back that it has, if another is
+// set for the process ahead: the kernel sets that for all that share memory, but
+// for a child of vfork (__set_oom_adj in fs/proc/base.c, Linux 6.18).
+func holdOOMScore(other *int) (restore func() error, err error) {
+	if other == nil {
+		return func() error { return nil }, nil
+	}
+	const name = "/proc/self/oom_score_adj"
+	own, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return os.WriteFile(name, own, 0) }, nil
 }
 
 // limit gives the group, in which nothing of the container is, the container's limits.

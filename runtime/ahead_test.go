@@ -184,6 +184,33 @@ func TestAheadKilled(t *testing.T) {
 	}
 }
 
+// TestAheadOOMScore: the container's is not this process's, with which it has shared memory.
+func TestAheadOOMScore(t *testing.T) {
+	needRoot(t)
+	const name = "/proc/self/oom_score_adj"
+	own, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, program := range []string{"pid", "/nothing"} {
+		o := options(t)
+		s := newSpec(t, newRoot(t), "pid")
+		score := 321
+		s.Process.Args[len(s.Process.Args)-1], s.Process.OOMScoreAdj = program, &score
+		p, err := NewPlan(s, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := StartAhead(t.Context(), newAhead(t, o), p, Files{})
+		if err == nil {
+			err = c.Close()
+		}
+		if now, rerr := os.ReadFile(name); rerr != nil || string(now) != string(own) {
+			t.Errorf("%s: it is %q, %v, want %q (%v)", program, now, rerr, own, err)
+		}
+	}
+}
+
 // TestAheadFailures: what keeps a container from starting is told as ever, and nothing is left.
 func TestAheadFailures(t *testing.T) {
 	needRoot(t)
@@ -266,6 +293,9 @@ func TestAheadMisfits(t *testing.T) {
 		"listener": func(s *specs.Spec, _ *Options) {
 			s.Linux.Seccomp.ListenerPath = "/none"
 			s.Linux.Seccomp.Syscalls = append(s.Linux.Seccomp.Syscalls, specs.LinuxSyscall{Names: []string{"swapon"}, Action: specs.ActNotify})
+		},
+		"network devices": func(s *specs.Spec, _ *Options) {
+			s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"none0": {}}
 		},
 		"keyring":      func(_ *specs.Spec, o *Options) { o.NoNewKeyring = true },
 		"other cgroup": func(_ *specs.Spec, o *Options) { o.ID += "x" },
