@@ -40,6 +40,7 @@ type pool struct {
 
 	mu     sync.Mutex
 	size   int
+	ended  bool            // run has, or is about to
 	on     bool            // it is being filled
 	slots  []*monitor.Slot // warm, the oldest first
 	short  time.Time       // since when some have been missing; zero: none are
@@ -165,7 +166,7 @@ func (p *pool) takeAgain() *monitor.Slot {
 func (p *pool) take() *monitor.Slot {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.size == 0 {
+	if p.size == 0 || p.ended {
 		return nil
 	}
 	defer p.rouse()
@@ -189,11 +190,13 @@ func (p *pool) giveBack(s *monitor.Slot) {
 		return
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.slots) < p.size {
+	keep := len(p.slots) < p.size && !p.ended
+	if keep {
 		p.slots = slices.Insert(p.slots, 0, s)
-	} else {
-		p.all.Go(func() { s.Close() })
+	}
+	p.mu.Unlock()
+	if !keep {
+		s.Close() //nolint:errcheck // it has nothing of anybody's
 	}
 }
 
@@ -214,7 +217,7 @@ func (p *pool) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer p.all.Wait()
-	defer p.drop(0)
+	defer p.end()
 	for {
 		select {
 		case <-ctx.Done():
@@ -320,6 +323,14 @@ func (p *pool) bury(s *monitor.Slot) {
 		}
 		time.Sleep(wait)
 	}
+}
+
+// end ends the slots, and what is given back from now on.
+func (p *pool) end() {
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
+	p.drop(0)
 }
 
 // drop ends all slots but n, the youngest first.

@@ -124,6 +124,34 @@ func TestPoolFills(t *testing.T) {
 	becomes(t, p, 3)
 }
 
+// TestPoolEnds: a slot that is given back when the pool has ended ends, too, and the pool waits for that.
+func TestPoolEnds(t *testing.T) {
+	f := &fakeSlots{t: t, ends: map[*monitor.Slot]*control.Conn{}}
+	p := newPool(1, true, f.spawn, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { p.run(ctx) })
+	becomes(t, p, 1)
+	s := p.take()
+	if s == nil {
+		t.Fatal("no slot in a full pool")
+	}
+	cancel()
+	for ended := false; !ended; time.Sleep(time.Millisecond) {
+		p.mu.Lock()
+		ended = p.ended
+		p.mu.Unlock()
+	}
+	p.giveBack(s)
+	running.Wait()
+	if n := len(p.view().Slots); n != 0 || s.Alive() {
+		t.Errorf("%d slots are left, alive: %v", n, s.Alive())
+	}
+	if p.take() != nil {
+		t.Error("a slot of a pool that has ended")
+	}
+}
+
 // TestPoolWaits: it is filled from the first start on.
 func TestPoolWaits(t *testing.T) {
 	p, f := aPool(t, 1, false)
