@@ -20,6 +20,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -89,10 +90,11 @@ type Service struct {
 type attachment struct {
 	turn chan struct{} // of capacity 1
 	record
-	socks    []*os.File // reserve its ports
-	released bool       // it is to be undone; mu
-	failed   error      // why it was not; mu
-	undone   bool       // it has been; turn
+	socks     []*os.File // reserve its ports
+	inherited bool       // its record is that of a daemon before
+	released  bool       // it is to be undone; mu
+	failed    error      // why it was not; mu
+	undone    bool       // it has been; turn
 }
 
 // record is what is on disk of an attachment.
@@ -108,6 +110,7 @@ type record struct {
 
 const (
 	recordSuffix = ".json"
+	newPrefix    = "new-" // of a record that is being written
 	idLen        = 64
 	ifName       = "eth0" // the container's end of its link, as Docker and Kubernetes call it
 )
@@ -119,7 +122,8 @@ const (
 	lastAgain  = 10 * time.Minute
 )
 
-// Open reads the records. It runs no plugin; see Reconcile. Close ends it.
+// Open reads the records, and reserves their ports again before anybody can ask for
+// those. It runs no plugin; see Reconcile. Close ends it.
 func Open(ctx context.Context, o Options) (*Service, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -132,6 +136,10 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		return nil, err
 	}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), newPrefix) { // save was killed
+			os.Remove(filepath.Join(o.Root, e.Name()))
+			continue
+		}
 		id, ok := strings.CutSuffix(e.Name(), recordSuffix)
 		if !ok || len(id) != idLen {
 			continue
@@ -141,7 +149,13 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 			o.Log.Error("record of a container's network", "container", id, "err", err)
 			continue
 		}
-		s.attached[id] = &attachment{turn: make(chan struct{}, 1), record: *r}
+		a := &attachment{turn: make(chan struct{}, 1), record: *r, inherited: true}
+		if r.Made {
+			if _, a.socks, err = o.Host.Reserve(exact(r.Ports)); err != nil {
+				o.Log.Warn("a published port is not reserved", "container", id, "err", err)
+			}
+		}
+		s.attached[id] = a
 	}
 	s.base, s.cancel = context.WithCancel(context.WithoutCancel(ctx)) // see Close
 	return s, nil
@@ -176,7 +190,7 @@ func (s *Service) save(r *record) error {
 	if err := os.MkdirAll(s.Root, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(s.Root, "new-*")
+	f, err := os.CreateTemp(s.Root, newPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -282,7 +296,7 @@ func (s *Service) cleared(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a := s.attached[id]; a != nil {
-		return fmt.Errorf("what an earlier start has left is not undone: %w", a.failed)
+		return fmt.Errorf("what an earlier start has left is not undone: %w", cmp.Or(a.failed, context.Canceled))
 	}
 	return nil
 }
@@ -501,29 +515,18 @@ func closeAll(files []*os.File) {
 }
 
 // Reconcile undoes what a daemon before us has left: attachments of containers of
-// which alive says that nobody can use them, or that were never finished. The
-// ports of the others are reserved again. It returns when that is done or has failed.
+// which alive says that nobody can use them, or that were never finished. Those that
+// are being made meanwhile are ours. It returns when that is done or has failed.
 func (s *Service) Reconcile(alive func(id string) bool) error {
 	s.mu.Lock()
 	s.alive = alive
-	var left, stay []*attachment
+	var left []*attachment
 	for _, a := range s.attached {
-		if !a.released && a.Made && alive(a.ID) {
-			stay = append(stay, a)
-		} else {
+		if a.inherited && !(a.Made && !a.released && alive(a.ID)) {
 			left = append(left, a)
 		}
 	}
 	s.mu.Unlock()
-	for _, a := range stay {
-		_, socks, err := s.Host.Reserve(exact(a.Ports))
-		if err != nil {
-			s.Log.Warn("a published port is not reserved", "container", a.ID, "err", err)
-		}
-		s.mu.Lock()
-		a.socks = socks
-		s.mu.Unlock()
-	}
 	s.each(left, func(a *attachment) { s.Release(a.ID, a.Serial) })
 	if !s.Collect {
 		return nil

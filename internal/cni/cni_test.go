@@ -33,12 +33,11 @@ type world struct {
 	dir  string // of configurations
 	bin  string
 
-	mu     sync.Mutex
-	calls  []call
-	does   map[string]func(ctx context.Context, c call) (stdout, stderr string, err error) // "PLUGIN COMMAND"
-	netns  map[string]bool
-	taken  int // ports reserved
-	closed []*os.File
+	mu    sync.Mutex
+	calls []call
+	does  map[string]func(ctx context.Context, c call) (stdout, stderr string, err error) // "PLUGIN COMMAND"
+	netns map[string]bool
+	taken int // ports reserved
 }
 
 const someResult = `{"cniVersion":"1.0.0","interfaces":[{"name":"veth0","mac":"0a:00:00:00:00:01"},{"name":"eth0","mac":"0a:00:00:00:00:02","sandbox":"x"}],
@@ -267,7 +266,11 @@ func TestBadPlugins(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, map[string]string{"10.conflist": `{"cniVersion":"1.0.0","name":"blue","plugins":[{"type":"link","ipam":{"type":"static"}}]}`}, "link", "static")
 			w.on("link ADD", row.do)
-			s := w.open(func(o *Options) { o.Timeout = 20 * time.Millisecond })
+			s := w.open(func(o *Options) {
+				if name == "hangs" { // the others have time, however slow the machine is
+					o.Timeout = 20 * time.Millisecond
+				}
+			})
 			defer s.Close()
 			_, _, err := s.Attach(t.Context(), Request{ID: id, Network: "blue", IPv4: netip.MustParseAddr("10.9.0.2")})
 			for _, want := range row.want {
@@ -409,6 +412,58 @@ func TestUnfinished(t *testing.T) {
 		}
 	}
 	s.Close()
+}
+
+// A container that is started while the daemon looks after what the last one has
+// left keeps its connection; its ports are nobody else's after a daemon's death, from the beginning.
+func TestReconcileBesideAttach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, map[string]string{"10.conflist": blue}, "link", "ports", "host-local")
+		if err := errors.Join(os.Mkdir(w.root, 0o700), os.WriteFile(filepath.Join(w.root, "new-1"), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		s := w.open(nil)
+		onward := make(chan struct{})
+		w.on("link ADD", func(context.Context, call) (string, string, error) {
+			<-onward
+			return someResult, "", nil
+		})
+		var both sync.WaitGroup
+		both.Go(func() {
+			_, ns, err := s.Attach(t.Context(), Request{ID: id, Network: "blue", Ports: []control.Port{{Host: 80, HostEnd: 80, Container: 8080, Proto: "tcp"}}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ns.Close()
+		})
+		synctest.Wait()
+		both.Go(func() {
+			if err := s.Reconcile(alive(true)); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		close(onward)
+		both.Wait()
+		if ran := w.ran(); !slices.Equal(ran, []string{"link ADD", "ports ADD"}) || s.Endpoint(id) == nil {
+			t.Errorf("ran %v, and the endpoint is %+v", ran, s.Endpoint(id))
+		}
+		if w.taken != 2 {
+			t.Errorf("%d ports were reserved, want the 2 of the container, once", w.taken)
+		}
+		next := w.open(nil)
+		if w.taken == 2 {
+			t.Error("the next daemon has not reserved its ports before anybody can ask it for some")
+		}
+		next.Release(id, 0)
+		if w.left() != "" {
+			t.Errorf("left %s", w.left())
+		}
+		if err := errors.Join(next.Close(), s.Close()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestCollect(t *testing.T) {
