@@ -90,6 +90,9 @@ func TestDevicesByName(t *testing.T) {
 			}
 		}
 	}
+	if says := m.fails("run", "--rm", "--userns", "auto", "--device", "vendor.com/thing=one", ref, "/inside", "exit", "0"); !strings.Contains(says, "add --userns host") {
+		t.Errorf("its hooks, with users of the container's own: %s", says)
+	}
 	if says := m.fails("run", "--rm", "--gpus", "all", ref, "/inside", "exit", "0"); !strings.Contains(says, "nvidia.com/gpu=all") {
 		t.Errorf("--gpus: %s", says)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -33,6 +34,10 @@ func (s *Service) described(sp *specs.Spec, a *control.CreateArgs, dir string) (
 		a.GroupAdd = append(a.GroupAdd, strconv.FormatUint(uint64(g), 10))
 	}
 	user.AdditionalGids = before
+	if sp.Hooks != nil && len(sp.Hooks.CreateContainer) > 0 && len(sp.Linux.UIDMappings) > 0 {
+		// They run as the container's root, to whom our directories, and so the bundle, are closed.
+		return "", nil, invalid("--device %s: it has createContainer hooks, which cannot do their work as the root of a container with users of its own; add --userns host", strings.Join(a.CDI, ", "))
+	}
 	if sp.Hooks == nil {
 		return "", warnings, nil
 	}

@@ -101,7 +101,7 @@ func (s *Service) users(ctx context.Context, a *control.CreateArgs) (*fsmounts.I
 		return nil, nil, err
 	}
 	if q.Of != "" {
-		return s.sharedUsers(a.ID, q.Of)
+		return s.sharedUsers(a)
 	}
 	pool := s.IDs.Pool
 	for _, x := range []struct {
@@ -176,8 +176,10 @@ func (s *Service) tryRange(id string, size uint32) (control.IDRange, bool) {
 	return ids, ok
 }
 
-// sharedUsers are those of another container, in whose namespace one that is being made is to be.
-func (s *Service) sharedUsers(id, name string) (*fsmounts.IDMap, *control.IDRange, error) {
+// sharedUsers are those of another container, in whose namespace one that is being
+// made is to be. From here on a names that by its ID: the name may be another's soon.
+func (s *Service) sharedUsers(a *control.CreateArgs) (*fsmounts.IDMap, *control.IDRange, error) {
+	name, _ := control.OtherContainer(a.UserNS)
 	other, err := s.find(name)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--userns container:%s: %w", name, err)
@@ -193,7 +195,8 @@ func (s *Service) sharedUsers(id, name string) (*fsmounts.IDMap, *control.IDRang
 		return nil, nil, invalid("--userns container:%s: that container's users are the host's; use --userns host", name)
 	}
 	ids := *c.IDs
-	s.ranges.of[id] = ids // as long as one of the two is there
+	s.ranges.of[a.ID] = ids // as long as one of the two is there
+	a.UserNS = "container:" + other
 	return m, &ids, nil
 }
 
