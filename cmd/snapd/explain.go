@@ -37,7 +37,7 @@ func (d *daemon) explain(_ context.Context, a control.ExplainArgs) (control.Expl
 		return e, nil
 	}
 	if isNotFound(err) && a.Type == "" {
-		err = fmt.Errorf("no such container or image: %s: %w", a.Name, fs.ErrNotExist)
+		err = &control.Error{Code: control.CodeNotFound, Message: "no such container or image: " + a.Name}
 	}
 	if err != nil {
 		return e, err

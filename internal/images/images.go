@@ -19,7 +19,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -422,10 +421,14 @@ func change[T any](tx *bolt.Tx, bucket, key string, f func(*T)) error {
 // ErrInUse says that something still needs an image.
 var ErrInUse = errors.New("image is in use")
 
-// notFound says which reference is not known.
-func notFound(ref string) error {
-	return fmt.Errorf("no such image: %s: %w", ref, fs.ErrNotExist)
-}
+// notFound says which reference is not known. It is fs.ErrNotExist, whose words say nothing more.
+func notFound(ref string) error { return noImage(ref) }
+
+type noImage string
+
+func (ref noImage) Error() string { return "no such image: " + string(ref) }
+
+func (noImage) Is(target error) bool { return target == fs.ErrNotExist }
 
 // event tells that something has happened to an image; pairs are as in events.Attrs.
 func (s *Service) event(action, ref string, pairs ...any) {
