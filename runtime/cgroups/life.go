@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -230,35 +231,90 @@ func retryRemove(ctx context.Context, at string) error {
 	}
 }
 
-// removeTree removes a group and the groups that somebody made in it.
+// removeTree removes a group and the groups that somebody made in it. The
+// container may be who (Delegate), and have them deeper than any path reaches:
+// it goes by descriptors, two at a time.
 func removeTree(at string) error {
 	err := unix.Rmdir(at)
-	if err == nil || err == unix.ENOENT {
-		return nil
-	}
-	if err != unix.EBUSY && err != unix.ENOTEMPTY {
-		return &fs.PathError{Op: "rmdir", Path: at, Err: err}
-	}
-	entries, rerr := os.ReadDir(at)
-	if rerr != nil {
-		return rerr
-	}
-	found := false
-	for _, e := range entries {
-		if e.IsDir() {
-			found = true
-			if err := removeTree(filepath.Join(at, e.Name())); err != nil {
-				return err
-			}
+	if err == unix.EBUSY || err == unix.ENOTEMPTY {
+		if err := emptyTree(at); err != nil {
+			return err
 		}
-	}
-	if found {
 		err = unix.Rmdir(at)
 	}
 	if err == nil || err == unix.ENOENT {
 		return nil
 	}
 	return &fs.PathError{Op: "rmdir", Path: at, Err: err}
+}
+
+// emptyTree removes the groups in a group.
+func emptyTree(at string) error {
+	dir, err := os.Open(at)
+	if err != nil {
+		return err
+	}
+	defer func() { dir.Close() }()
+	var way []string // from at to dir
+	for {
+		name, err := prune(dir)
+		if err != nil {
+			return err
+		}
+		to := name
+		if name == "" {
+			if len(way) == 0 {
+				return nil
+			}
+			to = ".." // nobody can move a group
+		}
+		fd, err := unix.Openat(int(dir.Fd()), to, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT && name != "" {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: to, Err: err}
+		}
+		dir.Close()
+		dir = os.NewFile(uintptr(fd), at)
+		if name != "" {
+			way = append(way, name)
+			continue
+		}
+		last := way[len(way)-1]
+		way = way[:len(way)-1]
+		if err := unix.Unlinkat(fd, last, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
+			return &fs.PathError{Op: "rmdir", Path: last, Err: err}
+		}
+	}
+}
+
+// prune removes the groups in a directory, up to one in which there is something.
+func prune(dir *os.File) (busy string, err error) {
+	if _, err := dir.Seek(0, io.SeekStart); err != nil {
+		return "", err
+	}
+	for {
+		list, err := dir.ReadDir(256)
+		for _, e := range list {
+			if !e.IsDir() {
+				continue
+			}
+			switch err := unix.Unlinkat(int(dir.Fd()), e.Name(), unix.AT_REMOVEDIR); err {
+			case nil, unix.ENOENT:
+			case unix.EBUSY, unix.ENOTEMPTY:
+				return e.Name(), nil
+			default:
+				return "", &fs.PathError{Op: "rmdir", Path: e.Name(), Err: err}
+			}
+		}
+		if err == io.EOF {
+			return "", nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
 }
 
 func read(at, name string) (string, error) {

@@ -323,3 +323,37 @@ func TestOf(t *testing.T) {
 		t.Error("this process, which is not in the group, was found in it")
 	}
 }
+
+// TestRemoveDeep: what a container has made in its group goes, also where no path leads.
+func TestRemoveDeep(t *testing.T) {
+	g := need(t, nil)
+	if g.Unified() == nil {
+		t.Skip("needs a version 2 hierarchy")
+	}
+	at, err := unix.Openat(int(g.Unified().Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { unix.Close(at) }()
+	name := strings.Repeat("x", 240)
+	for range 2 * unix.PathMax / len(name) {
+		for _, n := range []string{"a", name, "z"} {
+			if err := unix.Mkdirat(at, n, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		next, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(at)
+		at = next
+	}
+	top := g.Unified().Name()
+	if err := retryRemove(t.Context(), top); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(top); !os.IsNotExist(err) {
+		t.Errorf("the group is still there: %v", err)
+	}
+}
