@@ -7,11 +7,13 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/snapfs/snapfs/fs/plain"
 	"github.com/snapfs/snapfs/internal/control"
+	"github.com/snapfs/snapfs/layers"
 )
 
 // On a kernel that cannot mount metadata images, an image is an ordinary
@@ -32,10 +34,8 @@ func (s *Service) directory(ctx context.Context, k *Known) (control.Rootfs, erro
 		return control.Rootfs{}, fmt.Errorf("image %s: it has to be local as a whole on this kernel: %w", k.Ref, err)
 	}
 	k = s.current(k)
-	_, err := s.trees.do(ctx, s.base, k.Tree+" directory", nil, func(context.Context, func(control.Progress)) (*treeRow, error) {
-		s.live.RLock()
-		defer s.live.RUnlock()
-		return nil, s.writeDirectory(k)
+	_, err := s.trees.do(ctx, s.base, k.Tree+" directory", nil, func(ctx context.Context, _ func(control.Progress)) (*treeRow, error) {
+		return nil, s.writeDirectory(ctx, k)
 	})
 	if err != nil {
 		return control.Rootfs{}, fmt.Errorf("image %s: as a directory: %w", k.Ref, err)
@@ -43,31 +43,43 @@ func (s *Service) directory(ctx context.Context, k *Known) (control.Rootfs, erro
 	return control.Rootfs{Image: k.Tree, Lower: []string{s.directoryPath(k.Tree), s.directoryPath(noFiles)}}, nil
 }
 
-func (s *Service) writeDirectory(k *Known) error {
-	at := s.directoryPath(k.Tree)
+// writeDirectory may take minutes: meanwhile pins, and no lock that others wait
+// for, keep what it reads and what it writes. What is left by a process that is
+// killed has the next one collect. Somebody who has given up may still be at the
+// same image, so each has a directory of its own until it is whole.
+func (s *Service) writeDirectory(ctx context.Context, k *Known) (err error) {
+	at, part := s.directoryPath(k.Tree), "."+k.Tree
 	if _, err := os.Stat(at); !errors.Is(err, iofs.ErrNotExist) {
 		return err
 	}
 	if err := os.MkdirAll(s.directoryPath(noFiles), 0o700); err != nil {
 		return err
 	}
+	defer s.pinNames(append([]string{k.Tree, part}, k.Layers...)...)()
 	t, err := s.merge(k.Layers, nil)
 	if err != nil {
 		return err
 	}
-	tmp := s.directoryPath("." + k.Tree)
-	if err := os.RemoveAll(tmp); err != nil { // of a worker that was killed
+	tmp, err := os.MkdirTemp(s.directoryPath(""), part+"-")
+	if err != nil {
 		return err
 	}
-	err = plain.Write(tmp, t, s.Store.ReadAt)
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	whole := filepath.Join(tmp, "whole")
+	err = plain.Write(whole, t, func(sum layers.Sum, p []byte, off int64) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return s.Store.ReadAt(sum, p, off)
+	})
 	if err == nil {
 		err = syncFS(tmp)
 	}
-	if err == nil {
-		err = os.Rename(tmp, at)
-	}
 	if err != nil {
-		return errors.Join(err, os.RemoveAll(tmp))
+		return err
+	}
+	if err := os.Rename(whole, at); !errors.Is(err, iofs.ErrExist) { // else another was faster
+		return err
 	}
 	return nil
 }
@@ -84,15 +96,15 @@ func syncFS(dir string) error {
 }
 
 // sweepDirectories removes the directories of images that are not to be kept,
-// and what was left of one. Nobody writes one meanwhile.
+// and what was left of one. Who writes one has pinned it.
 func (s *Service) sweepDirectories(keep map[string]bool) error {
 	list, err := os.ReadDir(s.directoryPath(""))
 	if errors.Is(err, iofs.ErrNotExist) {
 		return nil
 	}
 	for _, e := range list {
-		if name := e.Name(); name != noFiles && !keep[name] {
-			err = errors.Join(err, os.RemoveAll(s.directoryPath(name)))
+		if name, _, _ := strings.Cut(e.Name(), "-"); name != noFiles && !keep[name] {
+			err = errors.Join(err, os.RemoveAll(s.directoryPath(e.Name())))
 		}
 	}
 	return err
