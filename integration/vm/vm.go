@@ -19,8 +19,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -98,6 +100,10 @@ func (m *Machine) Run(ctx context.Context, dir string) (_ []Result, err error) {
 	var talk bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &talk, &talk
 	cmd.WaitDelay = 5 * time.Second
+	// It ends with this process, also if that is killed: with the thread that has started it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
 	rerr := cmd.Run()
 	said, err := os.ReadFile(port)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
