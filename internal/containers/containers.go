@@ -391,7 +391,7 @@ func (s *Service) List(all bool) []control.Container {
 	return rows
 }
 
-// Bounds of what a row of a list repeats of an image: all rows have to fit into
+// Bounds of what a row of a list repeats of an image, or of a network's plugins: all rows have to fit into
 // one frame, and one container must not keep the others from being listed.
 const (
 	briefText  = 1 << 10 // bytes of a command line, or an error
@@ -415,6 +415,11 @@ func brief(row *control.Container) {
 		row.Error = row.Error[:briefText] + "…"
 	}
 	row.Exposed = row.Exposed[:min(len(row.Exposed), briefPorts)]
+	if row.Endpoint != nil {
+		e := *row.Endpoint
+		e.Routes, e.DNS = nil, nil
+		row.Endpoint = &e
+	}
 }
 
 // Manifest is the digest of the manifest of a container's image.

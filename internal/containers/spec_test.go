@@ -182,11 +182,15 @@ func TestSource(t *testing.T) {
 	}
 }
 
-// TestBrief: what an image is called, runs and exposes does not keep others from being listed.
+// TestBrief: what an image is called, runs and exposes, and what plugins say of its network, does not keep others from being listed.
 func TestBrief(t *testing.T) {
 	command := []string{"sh", "-c", strings.Repeat("x", 1<<20), "y"}
-	row := control.Container{Command: command, Error: strings.Repeat("e", 1<<20), Exposed: make([]control.Port, 60_000)}
+	e := &control.Endpoint{Routes: make([]control.Route, 1000), DNS: &control.DNS{Search: make([]string, 5000)}}
+	row := control.Container{Command: command, Error: strings.Repeat("e", 1<<20), Exposed: make([]control.Port, 60_000), Endpoint: e}
 	brief(&row)
+	if e.Routes == nil || e.DNS == nil {
+		t.Error("it is missing where it came from, too")
+	}
 	b, err := json.Marshal(row)
 	if err != nil || len(b) > 16<<10 {
 		t.Errorf("a row of %d bytes, %v", len(b), err)

@@ -70,6 +70,9 @@ func (s *supervisor) program(ctx context.Context, r *control.Request) error {
 			return err
 		}
 		defer done()
+		if err := context.Cause(ctx); err != nil { // whoever comes next undoes what this one would begin
+			return err
+		}
 	}
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
