@@ -178,8 +178,8 @@ func TestRepeatedRequests(t *testing.T) {
 	}{
 		{control.OpPull, []string{"pull", "x"}, 2, 3, ""},
 		{control.OpPull, []string{"pull", "x"}, 99, attempts, "the daemon went away"},
-		{control.OpPush, []string{"push", "x"}, 1, 1, "the daemon went away"},
-		{control.OpRm, []string{"rm", "x"}, 1, 1, "whether it was done is not known"},
+		{control.OpPush, []string{"push", "x"}, 1, 1, "whether it was done is not known"},
+		{control.OpRm, []string{"rm", "x"}, 1, 2, ""},
 	} {
 		t.Run(test.op, func(t *testing.T) {
 			left := test.deaths
