@@ -335,9 +335,15 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool, slot
 	}
 	given := slot
 	slot = nil
-	err := s.startMonitor(ctx, c, join, given)
+	// Half a start cannot be taken back: who has gone meanwhile is noticed afterwards.
+	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), spawnTime)
+	defer cancel()
+	err := s.startMonitor(starting, c, join, given)
 	if err == nil && !monitor.Alive(dir) {
 		err = errors.New(cmp.Or(lastLine(filepath.Join(dir, MonitorLog)), "it was killed before it answered"))
+	}
+	if err == nil && ctx.Err() != nil { // else it would wait for ever for somebody to start the container
+		err = errors.Join(ctx.Err(), s.end(starting, control.Container{ID: c.ID, Socket: c.Socket}))
 	}
 	if err != nil {
 		s.Networks.Release(c.ID, 0)
@@ -349,6 +355,10 @@ func (s *Service) spawn(ctx context.Context, c *monitor.Config, begin bool, slot
 	s.follow(c)
 	return nil
 }
+
+// spawnTime bounds how long a monitor may take to answer. It may have to wait for what an
+// earlier one does at its end, hooks among it.
+const spawnTime = 2 * time.Minute
 
 // MonitorLog is the file in a container's directory where its monitor complains.
 const MonitorLog = "monitor.log"

@@ -178,3 +178,59 @@ func TestJoinAfterDeath(t *testing.T) {
 		})
 	}
 }
+
+// spawner runs monitors in this process, and has something happen when one answers.
+type spawner struct {
+	t        *testing.T
+	answered func()
+	running  sync.WaitGroup
+}
+
+func (sp *spawner) SpawnMonitor(ctx context.Context, dir string, _ []monitor.Namespace) error {
+	ready, answers := io.Pipe()
+	sp.running.Go(func() {
+		if err := monitor.Run(sp.t.Context(), dir, monitor.Options{Ready: answers, Runner: &joinRunner{}}); err != nil {
+			sp.t.Errorf("monitor: %v", err)
+			answers.Close()
+		}
+	})
+	io.ReadAll(ready) // which ends when it answers
+	sp.answered()
+	return ctx.Err()
+}
+
+func (*spawner) SpawnSlot(context.Context, string, *monitor.Config) (*monitor.Slot, error) {
+	return nil, os.ErrInvalid
+}
+
+// TestClientGoesWhileMonitorStarts: a monitor that answers when nobody waits any more is ended,
+// and does not stay behind without a directory.
+func TestClientGoesWhileMonitorStarts(t *testing.T) {
+	base, err := os.MkdirTemp("", "gone") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	ctx, cancel := context.WithCancel(t.Context())
+	sp := &spawner{t: t, answered: cancel}
+	s, err := Open(t.Context(), Options{Root: base, Run: base, Spawner: sp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	id := strings.Repeat("a", 64)
+	c := &monitor.Config{ID: id, Name: "box", Socket: s.socket(id), Spec: &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}, Network: control.NetworkConfig{Mode: control.NetworkNone, Hostname: "box"}}
+	if err := os.MkdirAll(s.dir(id), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Save(s.dir(id)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.spawn(ctx, c, true, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want that nobody waits", err)
+	}
+	if monitor.Alive(s.dir(id)) {
+		t.Fatal("its monitor is there")
+	}
+	sp.running.Wait()
+}
