@@ -92,12 +92,21 @@ func (d netDevice) move(here, there *netlink, ns int) error {
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
 	}
+	// The kernel moves it before it finds out, and then it would be gone with the container.
+	if _, err := there.linkIndex(d.name); err == nil {
+		return fmt.Errorf("the container has a device %s: %w", d.name, unix.EEXIST)
+	} else if !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%s in the container: %w", d.name, err)
+	}
 	// It may be renamed on the way only while it is down.
 	if err := here.setLink(link.Index, 0); err != nil {
 		return err
 	}
 	err = here.setLink(link.Index, 0, attribute{unix.IFLA_NET_NS_FD, native.AppendUint32(nil, uint32(ns))}, attribute{unix.IFLA_IFNAME, append([]byte(d.name), 0)})
 	if err != nil {
+		if link.Flags&net.FlagUp != 0 {
+			_ = here.setLink(link.Index, unix.IFF_UP) // as it was, if it is still here
+		}
 		return fmt.Errorf("move it to the container as %s: %w", d.name, err)
 	}
 	index, err := there.linkIndex(d.name)

@@ -109,7 +109,7 @@ func (s *start) placeMount(m *mount, g *cgroups.Group) error {
 		return unix.ENOTDIR
 	}
 	if m.copies {
-		if err := errors.Join(m.copyUp(at, done.fd), setAttrs(done.fd, m.set&unix.MOUNT_ATTR_RDONLY, 0, 0, false)); err != nil {
+		if err := errors.Join(s.copyUp(m, at, done.fd), setAttrs(done.fd, m.set&unix.MOUNT_ATTR_RDONLY, 0, 0, false)); err != nil {
 			return err
 		}
 	}

@@ -146,6 +146,7 @@ type start struct {
 	hook        bool   // and that a hook's
 	extra       int    // descriptors from 3 on
 	ahead       *Ahead // the process exists
+	copied      int64  // bytes that tmpcopyup has copied
 	container   *Container
 }
 

@@ -129,6 +129,14 @@ func TestTmpCopyUpTooMuch(t *testing.T) {
 	b.write()
 	b.fails(1, "no space left on device", "run", "--bundle", b.bundle, b.id)
 	b.fails(1, "mount tmpfs on /d", "run", "--bundle", b.bundle, b.id)
+	// The bytes are not charged to the container, but its limit holds.
+	b.spec.Mounts[len(b.spec.Mounts)-1].Options = []string{"tmpcopyup"}
+	limits, most := b.spec.Linux.Resources, int64(512<<10)
+	b.spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &most}}
+	b.write()
+	b.fails(1, "more than the container's limit of memory, 524288 bytes", "run", "--bundle", b.bundle, b.id)
+	b.spec.Linux.Resources = limits
+	b.write()
 	must(t, os.Remove(filepath.Join(root, "large")))
 	for deep := root; len(deep) < len(root)+2*300; deep += "/x" {
 		must(t, os.MkdirAll(deep, 0o755))
@@ -245,6 +253,13 @@ func TestNetDevices(t *testing.T) {
 		b.write()
 		b.fails(1, want, "create", "--bundle", b.bundle, b.id)
 		b.fails(1, want, "run", "--bundle", b.bundle, b.id)
+	}
+	host("ip link add stays type veth peer name beside; ip link set stays up")
+	b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"stays": {Name: "lo"}} // which there is
+	b.write()
+	b.fails(1, "the container has a device lo: file exists", "create", "--bundle", b.bundle, b.id)
+	if out := host("ip -o link show dev stays"); !strings.Contains(out, ",UP") {
+		t.Errorf("what could not be moved is not up: %s", out)
 	}
 	b.gone()
 	b.prefix = nil
