@@ -146,11 +146,14 @@ type cniHost struct {
 	limit  time.Duration
 }
 
+// pluginGrace is how much later than the worker the supervisor gives a plugin up: the worker's words name the setting.
+const pluginGrace = 5 * time.Second
+
 // maxPluginOutput bounds the result of a plugin, bytes.
 const maxPluginOutput = 1 << 20
 
 func (h cniHost) RunPlugin(ctx context.Context, path string, stdin []byte, env []string, alone string) (stdout, stderr []byte, err error) {
-	stdout, err = h.RunProgram(ctx, supervisor.Program{Name: path, Env: env, Stdin: stdin, Most: maxPluginOutput, Time: h.limit, Alone: alone, Stderr: &stderr})
+	stdout, err = h.RunProgram(ctx, supervisor.Program{Name: path, Env: env, Stdin: stdin, Most: maxPluginOutput, Time: h.limit + pluginGrace, Alone: alone, Stderr: &stderr})
 	if err != nil { // who asks knows the path
 		err = errors.New(strings.TrimPrefix(err.Error(), path+": "))
 	}

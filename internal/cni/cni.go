@@ -361,7 +361,7 @@ func (s *Service) add(ctx context.Context, a *attachment, list *libcni.NetworkCo
 
 // limit is the time that plugins have.
 func (s *Service) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, s.Timeout, fmt.Errorf("it has not ended in the %v that the network's plugins have", s.Timeout))
+	return context.WithTimeoutCause(ctx, s.Timeout, fmt.Errorf("it has not ended in the %v that the network's plugins have (network.cni_timeout of the daemon's configuration)", s.Timeout))
 }
 
 // guard makes an error of a panic of libcni: what plugins say has to be as strange as it likes.
