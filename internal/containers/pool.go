@@ -269,8 +269,14 @@ func (p *pool) make(ctx context.Context) error {
 		return errors.Join(err, s.Close())
 	}
 	p.mu.Lock()
-	p.slots = append(p.slots, s)
+	keep := p.on && len(p.slots) < p.size // as it is by now
+	if keep {
+		p.slots = append(p.slots, s)
+	}
 	p.mu.Unlock()
+	if !keep {
+		return s.Close()
+	}
 	p.all.Go(func() { // ends with the slot, which run sees to
 		<-s.Ended()
 		p.lost(s)

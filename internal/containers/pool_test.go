@@ -152,6 +152,24 @@ func TestPoolEnds(t *testing.T) {
 	}
 }
 
+// TestPoolShrinks: a slot that is being made when the pool is made smaller does not stay.
+func TestPoolShrinks(t *testing.T) {
+	f := &fakeSlots{t: t, ends: map[*monitor.Slot]*control.Conn{}}
+	var made *monitor.Slot
+	var p *pool
+	p = newPool(1, true, func(ctx context.Context) (s *monitor.Slot, err error) {
+		p.change(control.PoolArgs{Size: new(int)})
+		made, err = f.spawn(ctx)
+		return made, err
+	}, slog.New(slog.DiscardHandler))
+	if err := p.make(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(p.view().Slots); n != 0 || made.Alive() {
+		t.Errorf("%d slots are left, alive: %v", n, made.Alive())
+	}
+}
+
 // TestPoolWaits: it is filled from the first start on.
 func TestPoolWaits(t *testing.T) {
 	p, f := aPool(t, 1, false)

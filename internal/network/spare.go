@@ -102,11 +102,18 @@ func (s *Service) makeSpare() (made bool, err error) {
 		s.giveBack(e.IPv4.Addr(), e.IPv6.Addr())
 		return false, err
 	}
+	p := &spare{e, ns}
 	s.mu.Lock()
-	s.spares = append(s.spares, &spare{e, ns})
 	s.counts.Made++
+	enough = len(s.spares) >= s.ahead // by now
+	if !enough {
+		s.spares = append(s.spares, p)
+	}
 	s.mu.Unlock()
-	return true, nil
+	if enough {
+		s.drop(p)
+	}
+	return !enough, nil
 }
 
 // takeSpare returns a spare, if one fits the request and is still connected.
@@ -168,9 +175,15 @@ func (s *Service) isLink(index int, name string) bool {
 // putSpare takes one back that was not used.
 func (s *Service) putSpare(p *spare) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.spares = slices.Insert(s.spares, 0, p)
 	s.counts.Hits--
+	keep := len(s.spares) < s.ahead
+	if keep {
+		s.spares = slices.Insert(s.spares, 0, p)
+	}
+	s.mu.Unlock()
+	if !keep {
+		s.drop(p)
+	}
 }
 
 // dropSpares lets go of all but n.
