@@ -81,6 +81,8 @@ type Service struct {
 	known    map[string]*monitor.Config
 	spawning map[string]bool          // ID: its monitor is being started, and may not hold its lock yet
 	starting map[string]chan struct{} // ID: closed when Start has ended
+	lives    uint64                   // that were followed so far
+	followed map[string]uint64        // ID: which of them is its monitor's
 	ranges   ranges
 }
 
@@ -104,7 +106,7 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 	s := &Service{
 		Options: o, opened: time.Now(), quiet: defaultQuiet,
 		names: map[string]string{}, known: map[string]*monitor.Config{}, spawning: map[string]bool{},
-		starting: map[string]chan struct{}{}, states: states{settled: settled}, ranges: ranges{of: map[string]control.IDRange{}, going: map[string]going{}},
+		starting: map[string]chan struct{}{}, followed: map[string]uint64{}, states: states{settled: settled}, ranges: ranges{of: map[string]control.IDRange{}, going: map[string]going{}},
 	}
 	for _, dir := range []string{s.dir(""), s.runDir("")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -91,7 +91,13 @@ func (q quiet) wait(ctx context.Context, since time.Time, lastMiss func() time.T
 // container starts, is ready and ends, tells who wants to know, and decides
 // when it is ready if nobody else does.
 func (s *Service) follow(c *monitor.Config) {
+	s.mu.Lock()
+	s.lives++
+	life := s.lives
+	s.followed[c.ID] = life
+	s.mu.Unlock()
 	s.followers.Go(func() {
+		defer s.followedTo(c.ID, life)
 		err := s.followLife(c)
 		if s.base.Err() != nil {
 			return
@@ -105,24 +111,44 @@ func (s *Service) follow(c *monitor.Config) {
 			s.removed(c.ID) // else it would be known until somebody asks for it
 		}
 		s.disconnect(c)
-		s.tidy(c, err != nil)
+		s.tidy(c, life, err != nil)
 	})
+}
+
+// followedTo says that a life has ended.
+func (s *Service) followedTo(id string, life uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.followed[id] == life {
+		delete(s.followed, id)
+	}
+}
+
+// another says whether a container has been given another monitor since life began. That its locks are
+// held does not: they are the killed one's as long as what it was making of the container has not ended.
+func (s *Service) another(id string, life uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spawning[id] || s.followed[id] != life
 }
 
 // tidy waits until the monitor of a container that has ended is done with it, and
 // takes away what that has left: it may have been killed before it came to all of it,
 // and was for sure if gone.
-func (s *Service) tidy(c *monitor.Config, gone bool) {
+func (s *Service) tidy(c *monitor.Config, life uint64, gone bool) {
 	dir, trash := s.dir(c.ID), monitor.Trash(s.dir(c.ID))
-	for pause := time.Millisecond; monitor.Busy(dir) || monitor.Busy(trash); pause = min(2*pause, time.Second) {
+	for pause := time.Millisecond; monitor.Alive(dir) || monitor.Busy(dir) || monitor.Busy(trash); pause = min(2*pause, time.Second) {
 		select {
 		case <-s.base.Done():
 			return
 		case <-time.After(pause):
 		}
-		if s.inUse(c.ID) { // it was started again: by another monitor, which another follower is with
+		if s.another(c.ID, life) { // which another follower is with
 			return
 		}
+	}
+	if gone {
+		s.row(c.ID) // now that nobody has it any more
 	}
 	_, err := os.Stat(trash)
 	if left := err == nil; left || gone || !c.Remove {
