@@ -167,3 +167,45 @@ func TestUnreadableContainer(t *testing.T) {
 	}
 	m.ok("rm", id)
 }
+
+// TestRunClientKilled: a client that is killed while its container is being made leaves
+// that, or nothing: no monitor that nobody knows.
+func TestRunClientKilled(t *testing.T) {
+	t.Parallel()
+	hub := newHub(t)
+	m := startMachine(t, "[pool]\nsize = 1\n")
+	ref := hub.put(t, "killed", newImage(t, eStargz, []file{dir("proc"), dir("sys"), dir("dev"), dir("tmp"), inside(t)}))
+	m.pull(ref, true)
+	for i := range 24 {
+		c := exec.Command(filepath.Join(filepath.Dir(m.snapd), "snapctl"), "--host", "unix://"+filepath.Join(m.run, "snapd.sock"), "run", "--rm", ref, "/inside", "wait")
+		must(t, c.Start())
+		time.Sleep(time.Duration(i) * 1500 * time.Microsecond)
+		must(t, c.Process.Kill())
+		c.Wait()
+		if i%2 == 0 {
+			m.filled()
+		}
+	}
+	m.ok("pool", "--size", "0")
+	var left []int
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		for _, id := range strings.Fields(m.ok("ps", "-a", "-q")) {
+			m.snapctl("rm", "-f", id)
+		}
+		left = left[:0]
+		for _, pid := range m.processesNow() {
+			if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(b), "\x00monitor\x00") {
+				left = append(left, pid)
+			}
+		}
+		if len(left) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("%d monitors of no container are left: %v; the daemon said:\n%s", len(left), left, m.d.log.String())
+		for _, pid := range left {
+			kill9(t, pid)
+		}
+	}
+}
