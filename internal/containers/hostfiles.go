@@ -189,11 +189,12 @@ func parseResolv(b []byte) (r resolv) {
 }
 
 // reachable leaves out servers that a container with a network of its own cannot
-// reach: the host's loopback addresses, those of a link, and IPv6 where it has none.
+// reach: the host's loopback addresses, IPv6 ones of a link, and IPv6 where it has none.
+// 169.254.0.0/16 is forwarded like any other, and clouds (169.254.169.254) and clusters have servers there.
 func (r *resolv) reachable(v6 bool) {
 	r.servers = slices.DeleteFunc(r.servers, func(s string) bool {
 		a, err := netip.ParseAddr(s)
-		return err != nil || a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.Is6() && !v6
+		return err != nil || a.IsLoopback() || a.IsUnspecified() || a.Is6() && (!v6 || a.IsLinkLocalUnicast())
 	})
 }
 

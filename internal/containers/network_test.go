@@ -41,6 +41,8 @@ func TestResolv(t *testing.T) {
 		"bridge":      {control.NetworkConfig{Mode: "bridge"}, host, false, "nameserver 192.0.2.9\nsearch a.example b.example\noptions edns0 trust-ad\n"},
 		"with IPv6":   {control.NetworkConfig{Mode: "bridge"}, host, true, "nameserver 192.0.2.9\nnameserver 2001:db8::9\nsearch a.example b.example\noptions edns0 trust-ad\n"},
 		"nobody":      {control.NetworkConfig{Mode: "bridge"}, []byte("nameserver 127.0.0.1\n"), false, "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"},
+		"a cloud's":   {control.NetworkConfig{Mode: "bridge"}, []byte("nameserver 169.254.169.254\n"), false, "nameserver 169.254.169.254\n"},
+		"a cluster's": {control.NetworkConfig{Mode: "cni"}, []byte("nameserver 169.254.20.10\n"), true, "nameserver 169.254.20.10\n"},
 		"host":        {control.NetworkConfig{Mode: "host"}, host, false, string(host)},
 		"none":        {control.NetworkConfig{Mode: "none"}, host, false, ""},
 		"asked for":   {control.NetworkConfig{Mode: "bridge", DNS: []string{"127.0.0.1"}, DNSSearch: []string{"x"}, DNSOptions: []string{"ndots:5"}}, host, false, "nameserver 127.0.0.1\nsearch x\noptions ndots:5\n"},
