@@ -600,6 +600,19 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+// A hardware address is the same however it is written.
+func TestGranted(t *testing.T) {
+	e := &control.Endpoint{MAC: "02:00:00:00:00:0a"}
+	for mac, want := range map[string]bool{"": true, "02-00-00-00-00-0A": true, "0200.0000.000a": true, "02:00:00:00:00:0b": false} {
+		if err := granted(e, Request{MAC: mac}); (err == nil) != want {
+			t.Errorf("%q: %v", mac, err)
+		}
+	}
+	if err := granted(&control.Endpoint{}, Request{MAC: "02:00:00:00:00:0a"}); err == nil || !strings.Contains(err.Error(), "none that they tell") {
+		t.Errorf("a plugin that tells no address: %v", err)
+	}
+}
+
 // Records of others, and what is left of them, do not keep the daemon from starting.
 func TestStrangeRecords(t *testing.T) {
 	w := newWorld(t, nil)

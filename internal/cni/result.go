@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -165,10 +166,17 @@ func granted(e *control.Endpoint, q Request) error {
 	switch {
 	case !has(q.IPv4), !has(q.IPv6):
 		return fmt.Errorf("--ip, --ip6: the plugins have given it %s and not what was asked for", cmp.Or(join(e), "no address"))
-	case q.MAC != "" && !strings.EqualFold(q.MAC, e.MAC):
+	case q.MAC != "" && !sameMAC(q.MAC, e.MAC):
 		return fmt.Errorf("--mac-address: the plugins have given it %s and not what was asked for", cmp.Or(e.MAC, "none that they tell"))
 	}
 	return nil
+}
+
+// sameMAC compares two addresses that may be written differently.
+func sameMAC(a, b string) bool {
+	x, err := net.ParseMAC(a)
+	y, err2 := net.ParseMAC(b)
+	return err == nil && err2 == nil && slices.Equal(x, y)
 }
 
 func join(e *control.Endpoint) string {
