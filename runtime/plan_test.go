@@ -257,6 +257,11 @@ func TestString(t *testing.T) {
 	if err != nil || again.String() != p.String() {
 		t.Errorf("a second plan of the same spec differs: %v", err)
 	}
+	s.Process.Cwd = "/\nexec nothing" // an image's word
+	if p, err = NewPlan(s, Options{ID: "abc"}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, p.String(), `chdir "/\nexec nothing"`)
 }
 
 func newSpecWithoutRoot(t *testing.T) *specs.Spec {

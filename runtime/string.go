@@ -3,7 +3,9 @@ package runtime
 import (
 	"fmt"
 	"math/bits"
+	"strconv"
 	"strings"
+	"unicode"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -75,7 +77,7 @@ func (pr *process) describe(line func(string, ...any)) {
 	for _, r := range pr.rlimits {
 		line("%s %d:%d", r.name, int64(r.soft), int64(r.hard))
 	}
-	line("chdir %s", pr.cwd)
+	line("chdir %s", plain(pr.cwd))
 	if pr.user != "" {
 		line("user %q, umask %#o", pr.user, pr.umask)
 	} else {
@@ -90,6 +92,14 @@ func (pr *process) describe(line func(string, ...any)) {
 	if pr.noNewPrivs {
 		line("no_new_privs")
 	}
+}
+
+// plain quotes what would make more than one line, or no text, of a line.
+func plain(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 func nsNames(flags uintptr) string {

@@ -22,6 +22,7 @@ var repeatable = map[string]bool{
 	control.OpPull: true, control.OpImages: true, control.OpInspect: true, control.OpTag: true,
 	control.OpMount: true, control.OpMounted: true, control.OpMounts: true, control.OpUmount: true,
 	control.OpCreate: true, // the client chose the ID
+	control.OpPlan:   true,
 	control.OpStart:  true, control.OpPs: true, control.OpResolve: true, control.OpCInsp: true, control.OpLogs: true,
 }
 

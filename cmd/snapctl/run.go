@@ -27,16 +27,17 @@ func sessionFlags(f *flagSet, s *session) {
 func run(ctx context.Context, env *Env, args []string) error {
 	var a control.CreateArgs
 	var s session
-	var detach, quiet bool
+	var detach, quiet, dry bool
 	var cid cidFile
 	f := &flagSet{
 		usage: "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
-		about: "Start a container on an image. Where the image allows, nothing is downloaded first:\nwhat the container reads comes while it runs.\nThe exit status is that of COMMAND; 125 if snapctl failed, 126 if COMMAND cannot be\nexecuted, 127 if it does not exist, 128+N if signal N ended it.",
+		about: "Start a container on an image. Where the image allows, nothing is downloaded first:\nwhat the container reads comes while it runs.\nThe exit status is that of COMMAND; 125 if snapctl failed, 126 if COMMAND cannot be\nexecuted, 127 if it does not exist, 128+N if signal N ended it.\n" + aboutDry,
 		example: "snapctl run -it --rm docker.io/library/debian:stable bash\n" +
 			"snapctl run -d --name web --network host -v /srv/www:/www:ro docker.io/library/busybox httpd -f -p 8080 -h /www",
 	}
 	createFlags(f, &a)
 	f.text(&cid.name, "cidfile", "FILE", "write the container's ID to FILE")
+	dryFlag(f, &dry)
 	sessionFlags(f, &s)
 	f.flag(&detach, "d,detach", "run in the background and print the container's ID")
 	f.flag(&quiet, "q,quiet", "do not show how the image comes in")
@@ -51,6 +52,9 @@ func run(ctx context.Context, env *Env, args []string) error {
 		return errNoTerminal
 	}
 	a.Begin = true
+	if dry {
+		return env.plan(ctx, &a, quiet)
+	}
 	c, err := env.createContainer(ctx, &a, &cid, quiet)
 	if err != nil {
 		return err
@@ -90,6 +94,37 @@ func (env *Env) abandon(socket string) error {
 
 var errNoTerminal = errors.New("the input device is not a TTY")
 
+// aboutDry says whether --dry-run pulls.
+const aboutDry = "With --dry-run nothing is pulled: of an image that is not here, manifest and config\nare read, and with --pull never not even these."
+
+func dryFlag(f *flagSet, dry *bool) {
+	f.flag(dry, "dry-run", "print what would be done, and do nothing; with --json, the OCI spec")
+}
+
+// plan shows what would be done to make a container, and to start it.
+func (env *Env) plan(ctx context.Context, a *control.CreateArgs, quiet bool) error {
+	var c control.Planned
+	p := env.progress(quiet)
+	_, err := env.request(ctx, control.OpPlan, a, &c, p.event)
+	p.close()
+	if err != nil {
+		return err
+	}
+	env.warn(c.Warnings)
+	if env.JSON {
+		return env.printJSON(c.Spec)
+	}
+	_, err = env.Stdout.WriteString(plainText(c.Text))
+	return err
+}
+
+// warn shows what the daemon warns of.
+func (env *Env) warn(list []string) {
+	for _, w := range list {
+		fmt.Fprintf(env.Stderr, "snapctl: warning: %s\n", plainText(w))
+	}
+}
+
 // createContainer has a container made, and unmade if the user loses patience just then.
 func (env *Env) createContainer(ctx context.Context, a *control.CreateArgs, cid *cidFile, quiet bool) (_ *control.Created, err error) {
 	if err := cid.open(); err != nil {
@@ -103,9 +138,7 @@ func (env *Env) createContainer(ctx context.Context, a *control.CreateArgs, cid 
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range c.Warnings {
-		fmt.Fprintf(env.Stderr, "snapctl: warning: %s\n", plainText(w))
-	}
+	env.warn(c.Warnings)
 	if ctx.Err() != nil {
 		err := env.call(context.WithoutCancel(ctx), control.OpRm, control.RemoveContainerArgs{ID: c.ID, Force: true}, nil)
 		return nil, errors.Join(ctx.Err(), err)
@@ -177,15 +210,16 @@ func startFailure(err error) error {
 
 func create(ctx context.Context, env *Env, args []string) error {
 	var a control.CreateArgs
-	var quiet bool
+	var quiet, dry bool
 	var cid cidFile
 	f := &flagSet{
 		usage:   "create [OPTIONS] IMAGE [COMMAND] [ARG...]",
-		about:   "Make a container without starting it, and print its ID.",
+		about:   "Make a container without starting it, and print its ID.\n" + aboutDry,
 		example: "snapctl create --name db docker.io/library/postgres:18\nsnapctl start db",
 	}
 	createFlags(f, &a)
 	f.text(&cid.name, "cidfile", "FILE", "write the container's ID to FILE")
+	dryFlag(f, &dry)
 	f.flag(&quiet, "q,quiet", "do not show how the image comes in")
 	rest, err := f.parse(env, args, 1, -1)
 	if err != nil {
@@ -193,6 +227,9 @@ func create(ctx context.Context, env *Env, args []string) error {
 	}
 	if err := created(env, &a, rest); err != nil {
 		return err
+	}
+	if dry {
+		return env.plan(ctx, &a, quiet)
 	}
 	c, err := env.createContainer(ctx, &a, &cid, quiet)
 	if err != nil {

@@ -256,3 +256,36 @@ func TestFinishBroken(t *testing.T) {
 		}
 	}
 }
+
+// TestDryRun asks for a plan and for nothing else, and lets it say nothing to the terminal.
+func TestDryRun(t *testing.T) {
+	d := newDaemon(t, map[string]func(*control.Request) error{
+		control.OpPlan: answer(control.Planned{Text: "one\ntwo\x1b[2J\n", Spec: []byte(`{"ociVersion":"1"}`), Warnings: []string{"careful\x1b"}}),
+	})
+	for args, want := range map[string]string{
+		"run --dry-run -d img x":                      "one\ntwo?[2J\n",
+		"create --dry-run img":                        "one\ntwo?[2J\n",
+		"--json run --dry-run img":                    `{"ociVersion":"1"}` + "\n",
+		"run --cidfile /none/there --dry-run -q img":  "one\ntwo?[2J\n",
+		"create --dry-run --json --pull never img -x": `{"ociVersion":"1"}` + "\n",
+	} {
+		env, out, errs := newEnv(t, d.socket)
+		if status := env.main(strings.Fields(args)); status != 0 || out() != want || errs() != "snapctl: warning: careful?\n" {
+			t.Errorf("snapctl %s: exit status %d, stdout %q, stderr %q", args, status, out(), errs())
+		}
+	}
+	for i, asked := range d.requests() {
+		if !strings.HasPrefix(asked, control.OpPlan+" ") {
+			t.Errorf("request %d is %s", i, asked)
+		}
+	}
+	refusing := newDaemon(t, map[string]func(*control.Request) error{
+		control.OpPlan: func(*control.Request) error {
+			return &control.Error{Code: control.CodeInvalid, Message: "--memory 1: less"}
+		},
+	})
+	env, _, errs := newEnv(t, refusing.socket)
+	if status := env.main([]string{"run", "--dry-run", "-m", "1", "img"}); status != 125 || errs() != "snapctl: --memory 1: less\n" {
+		t.Errorf("exit status %d, %q", status, errs())
+	}
+}

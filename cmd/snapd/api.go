@@ -92,6 +92,9 @@ var operations = map[string]func(*daemon, context.Context, *control.Request) err
 	control.OpCreate: long(func(d *daemon, ctx context.Context, a control.CreateArgs, p func(control.Progress)) (*control.Created, error) {
 		return d.containers.Create(ctx, a, p)
 	}),
+	control.OpPlan: long(func(d *daemon, ctx context.Context, a control.CreateArgs, p func(control.Progress)) (*control.Planned, error) {
+		return d.containers.Plan(ctx, a, p)
+	}),
 	control.OpStart: simple(func(d *daemon, ctx context.Context, a control.ContainerArgs) (*control.Created, error) {
 		return d.containers.Start(ctx, a.ID)
 	}),

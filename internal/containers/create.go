@@ -22,14 +22,23 @@ import (
 // reserve takes a name for id before anything else is done for it. It returns
 // the configuration of a container that has the ID already.
 func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.admit(a)
+	if c == nil && err == nil {
+		s.names[a.Name] = a.ID
+	}
+	return c, err
+}
+
+// admit is reserve, but that it takes nothing. Service.mu is held, but for a moment.
+func (s *Service) admit(a *control.CreateArgs) (*monitor.Config, error) {
 	if !idOK.MatchString(a.ID) {
 		return nil, invalid("container ID %q: want 64 hex digits", a.ID)
 	}
 	if a.Name != "" && !nameOK.MatchString(a.Name) {
 		return nil, invalid("container name %q: only letters, digits, _ . and - are allowed, and a letter or digit first", a.Name)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if other := s.names[a.Name]; s.known[other] != nil { // it may have ended a moment ago, and not been forgotten
 		s.mu.Unlock()
 		s.removed(other)
@@ -53,7 +62,6 @@ func (s *Service) reserve(a *control.CreateArgs) (*monitor.Config, error) {
 	} else if other := s.names[a.Name]; other != "" && other != a.ID {
 		return nil, &control.Error{Code: control.CodeExists, Message: fmt.Sprintf("container name %q is in use by container %s; remove that container, or choose another name", a.Name, other[:12])}
 	}
-	s.names[a.Name] = a.ID
 	return nil, nil
 }
 
@@ -268,22 +276,32 @@ func (s *Service) fill(c *monitor.Config, a *control.CreateArgs) error {
 // findSource makes sure that what is to be bound is there: with -v a directory
 // that is missing is made, as docker does it; anything else stays as it is.
 func findSource(m control.MountSpec) error {
+	missing, err := lookSource(m)
+	if missing {
+		if err = os.MkdirAll(m.Source, 0o755); err != nil {
+			err = fmt.Errorf("--volume %s: make the directory: %w", m.Source, err)
+		}
+	}
+	return err
+}
+
+// lookSource looks for what is to be bound; missing says that it is to be made.
+func lookSource(m control.MountSpec) (missing bool, err error) {
 	if m.Type != "bind" {
-		return nil
+		return false, nil
 	}
-	_, err := os.Stat(m.Source)
-	if m.Create && errors.Is(err, fs.ErrNotExist) {
-		err = os.MkdirAll(m.Source, 0o755)
-	}
+	_, err = os.Stat(m.Source)
 	switch {
 	case err == nil:
-		return nil
+		return false, nil
+	case m.Create && errors.Is(err, fs.ErrNotExist):
+		return true, nil
 	case m.Create:
-		return fmt.Errorf("--volume %s: make the directory: %w", m.Source, err)
+		return false, fmt.Errorf("--volume %s: %w", m.Source, err)
 	case errors.Is(err, fs.ErrNotExist):
-		return invalid("--mount source=%s: there is no such file or directory on this machine; --volume makes one", m.Source)
+		return false, invalid("--mount source=%s: there is no such file or directory on this machine; --volume makes one", m.Source)
 	}
-	return fmt.Errorf("--mount source=%s: %w", m.Source, err)
+	return false, fmt.Errorf("--mount source=%s: %w", m.Source, err)
 }
 
 // makeUpper makes the writable layer's root look like the image's: an overlay's

@@ -37,6 +37,7 @@ const (
 	OpUmount  = "mount.remove"  // Mount (Target): the client has unmounted it
 
 	OpCreate  = "container.create"  // CreateArgs, events Progress → Created
+	OpPlan    = "container.plan"    // CreateArgs, events Progress → Planned: what OpCreate and a start would do; nothing is made
 	OpStart   = "container.start"   // ContainerArgs → Created
 	OpPs      = "container.list"    // PsArgs → []Container
 	OpResolve = "container.resolve" // ContainerArgs → Container
@@ -566,6 +567,13 @@ type Created struct {
 	ID, Name string
 	Socket   string
 	Warnings []string
+}
+
+// Planned answers OpPlan.
+type Planned struct {
+	Text     string          // one step a line, in their order
+	Spec     json.RawMessage // of the runtime specification, as the start would be given it
+	Warnings []string        // what Created's would be, and what of the spec has no effect
 }
 
 // PoolArgs changes the pool of monitors that are started ahead, until the worker is replaced.

@@ -37,14 +37,11 @@ func (s *Service) Pull(ctx context.Context, a control.PullArgs, progress func(co
 	if progress == nil {
 		progress = func(control.Progress) {}
 	}
-	if a.Policy == PullMissing || a.Policy == PullNever {
-		k, err := s.Get(a.Ref)
-		if err == nil && platformFits(k, a.Platform) && (s.usable(&k.manifestRow) || a.Policy == PullNever) {
-			return k, s.wait(ctx, a, k, progress)
-		}
-		if a.Policy == PullNever {
-			return nil, notFound(a.Ref)
-		}
+	switch k, err := s.already(a); {
+	case err != nil:
+		return nil, err
+	case k != nil:
+		return k, s.wait(ctx, a, k, progress)
 	}
 	ref, err := registry.ParseRef(a.Ref)
 	if err != nil {
@@ -59,6 +56,53 @@ func (s *Service) Pull(ctx context.Context, a control.PullArgs, progress func(co
 	}
 	k := &Known{Ref: ref.String(), manifestRow: *row, Pulled: time.Now()}
 	return k, s.wait(ctx, a, k, progress)
+}
+
+// already is a known image that is what a asks for; nil if the registry has to be asked.
+func (s *Service) already(a control.PullArgs) (*Known, error) {
+	if a.Policy != PullMissing && a.Policy != PullNever {
+		return nil, nil
+	}
+	k, err := s.Get(a.Ref)
+	switch {
+	case err == nil && platformFits(k, a.Platform) && (a.Policy == PullNever || s.usable(&k.manifestRow)):
+		return k, nil
+	case a.Policy == PullNever:
+		return nil, notFound(a.Ref)
+	}
+	return nil, nil
+}
+
+// Peek is the image that Pull would return, if it can be started. Nothing is made known:
+// where Pull asks the registry, only manifest and config are read from there. here says
+// that its layers are known already.
+func (s *Service) Peek(ctx context.Context, a control.PullArgs, progress func(control.Progress)) (k *Known, here bool, err error) {
+	if k, err = s.already(a); err != nil {
+		return nil, false, err
+	}
+	if k != nil {
+		k = s.current(k)
+		return k, s.usable(&k.manifestRow), k.startable()
+	}
+	ref, err := registry.ParseRef(a.Ref)
+	if err != nil {
+		return nil, false, err
+	}
+	progress(control.Progress{Action: "resolving"})
+	img, err := s.Registry.ResolveWith(ctx, ref, registry.ResolveOptions{Platform: a.Platform})
+	if err != nil {
+		return nil, false, err
+	}
+	progress(control.Progress{Action: "resolving", Done: true})
+	k = &Known{Ref: ref.String(), manifestRow: manifestRow{
+		Desc: img.Desc, Source: img.Ref.String(), Manifest: img.RawManifest, Config: img.RawConfig, Platform: img.Platform(),
+	}}
+	n := len(img.Manifest.Layers)
+	if now := s.current(k); len(now.Layers) == n && s.usable(&now.manifestRow) && now.Quarantine == nil {
+		return now, true, nil
+	}
+	k.Layers = make([]string, n)
+	return k, false, nil
 }
 
 func (s *Service) wait(ctx context.Context, a control.PullArgs, k *Known, progress func(control.Progress)) error {

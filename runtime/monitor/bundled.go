@@ -47,8 +47,7 @@ func (b *bundled) shareMemory(list []specs.Mount) ([]specs.Mount, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.joins, func(n Namespace) bool { return n.Kind == SharedMemory })
-	at := slices.IndexFunc(list, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
-	if i < 0 || at < 0 {
+	if i < 0 || !slices.ContainsFunc(list, isMemory) {
 		return list, nil
 	}
 	shm, err := openShm(b.joins[i].File)
@@ -57,9 +56,7 @@ func (b *bundled) shareMemory(list []specs.Mount) ([]specs.Mount, error) {
 	}
 	b.joins[i].File.Close()
 	b.joins[i].File = shm // closed with the namespaces
-	list = slices.Clone(list)
-	list[at] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: fmt.Sprintf("/proc/self/fd/%d", shm.Fd()), Options: []string{"bind", "rprivate"}}
-	return list, nil
+	return memoryAt(list, fmt.Sprintf("/proc/self/fd/%d", shm.Fd())), nil
 }
 
 // openShm clones the /dev/shm of a mount namespace, by a thread that goes there and ends.
@@ -113,21 +110,11 @@ func (b *bundled) joined(linux *specs.Linux) *specs.Linux {
 	if linux == nil || len(b.joins) == 0 {
 		return linux
 	}
-	changed := *linux
-	changed.Namespaces = slices.Clone(linux.Namespaces)
+	paths := map[string]string{}
 	for _, j := range b.joins {
-		if j.Kind == SharedMemory {
-			continue
-		}
-		kind, path := specs.LinuxNamespaceType(j.Kind), fmt.Sprintf("/proc/self/fd/%d", j.File.Fd())
-		i := slices.IndexFunc(changed.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
-		if i < 0 {
-			changed.Namespaces = append(changed.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
-		} else {
-			changed.Namespaces[i].Path = path
-		}
+		paths[j.Kind] = fmt.Sprintf("/proc/self/fd/%d", j.File.Fd())
 	}
-	return &changed
+	return joinedAt(linux, paths)
 }
 
 // complete refuses to start a container that is to be in namespaces which it was not
@@ -192,27 +179,16 @@ func (b *bundled) Start(ctx context.Context, cfg *Config, f Files) (_ Container,
 		return nil, errors.New("root file system: the container has users of its own, and was given no user namespace: start it by the daemon")
 	}
 	spec := *cfg.Spec
-	process := *spec.Process
-	spec.Process = &process
 	spec.Linux = b.joined(spec.Linux)
-	if cfg.User != "" {
-		process.User.Username = cfg.User
-	}
 	if len(cfg.GroupAdd) > 0 {
 		if b.groups, err = b.lookupGroups(cfg.GroupAdd); err != nil {
 			return nil, err
 		}
-		process.User.AdditionalGids = b.groups
 	}
 	if spec.Mounts, err = b.shareMemory(spec.Mounts); err != nil {
 		return nil, err
 	}
-	if cfg.TTY {
-		process.ConsoleSize = &specs.Box{Height: uint(cfg.Height), Width: uint(cfg.Width)}
-	}
-	plan, err := runtime.NewPlan(&spec, runtime.Options{
-		ID: cfg.ID, CgroupParent: cfg.CgroupParent, SeccompCache: cfg.SeccompCache, Init: cfg.Init, Bundle: cfg.Bundle,
-	})
+	plan, err := cfg.plan(&spec, b.groups)
 	if err != nil {
 		return nil, err
 	}
