@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	bolt "go.etcd.io/bbolt"
+
 	"github.com/snapfs/snapfs/internal/control"
 	"github.com/snapfs/snapfs/internal/images/imagestest"
 )
@@ -92,5 +94,42 @@ func TestDirectoryMeanwhile(t *testing.T) {
 	})
 	if err != nil || files != 10 {
 		t.Errorf("the image has %d files, %v, want 10", files, err)
+	}
+}
+
+// TestDirectoriesOfAnotherKernel: they go when the machine has another, and not while something may have them mounted.
+func TestDirectoriesOfAnotherKernel(t *testing.T) {
+	b := newBook(t)
+	im := b.hub.Push(t, "a", imagestest.Gzip, imagestest.Native, imagestest.Files(1, "a", 10))
+	k, release, err := b.Use(t.Context(), control.PullArgs{Ref: im.Ref}, untold)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if err := os.MkdirAll(b.directoryPath(k.Tree), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.shut()
+	b.open()
+	at := b.directoryPath(k.Tree)
+	if err := b.Collect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	b.shut()
+	if _, err := os.Stat(at); err != nil {
+		t.Fatalf("another backend on the same kernel: %v", err)
+	}
+	d, err := openDB(filepath.Join(b.root, "snapfs.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.Update(func(tx *bolt.Tx) error { return put(tx, "meta", "boot", bootRow{ID: "another", Clean: true}) })
+	if err := errors.Join(err, d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.open()
+	b.shut() // waits for it
+	if _, err := os.Stat(at); !os.IsNotExist(err) {
+		t.Errorf("after a boot it is still there: %v", err)
 	}
 }

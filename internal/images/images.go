@@ -116,6 +116,7 @@ type Service struct {
 	collecting atomic.Bool // a collection is about to begin
 	sparing    atomic.Bool // one is due because another had to spare something
 	background sync.WaitGroup
+	booted     bool                // the machine, since the book was open last
 	worked     atomic.Bool         // something was pulled or built since memory was given back
 	ztocs      *semaphore.Weighted // bytes of them in memory
 	unpacking  chan struct{}       // has room for as many layers as are unpacked at once
@@ -158,6 +159,13 @@ func Open(ctx context.Context, o Options) (*Service, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	s.background.Go(s.barriers)
+	if s.booted && !s.Directories { // of another kernel; nothing of them is mounted
+		s.background.Go(func() {
+			if err := os.RemoveAll(s.directoryPath("")); err != nil {
+				s.Log.Error("release images as directories", "err", err)
+			}
+		})
+	}
 	if cutOff {
 		s.background.Go(func() {
 			keepAliased := func() error { return nil } // which containers there are is not known yet
@@ -197,6 +205,7 @@ func (s *Service) recover() error {
 		if err := get(tx, "meta", "boot", &was); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		s.booted = was.ID != boot
 		if was.ID != boot && !was.Clean && was.ID != "" {
 			if err := s.dropUndurable(tx); err != nil {
 				return err
