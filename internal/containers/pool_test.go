@@ -233,16 +233,22 @@ func TestPoolFails(t *testing.T) {
 	f := &fakeSlots{t: t, err: errors.New("no"), ends: map[*monitor.Slot]*control.Conn{}}
 	p := newPool(1, true, f.spawn, slog.New(slog.DiscardHandler))
 	for i, want := range []time.Duration{poolRetry, 2 * poolRetry, 4 * poolRetry} {
+		before := time.Now()
 		p.made(p.make(t.Context()))
-		if wait, ok := p.due(time.Now()); !ok || wait > want || wait < want-want/2 {
-			t.Errorf("after %d failures: %v, %v, want %v", i+1, wait, ok, want)
+		if p.next.Before(before.Add(want)) || p.next.After(time.Now().Add(want)) {
+			t.Errorf("after %d failures: in %v, want %v", i+1, p.next.Sub(before), want)
+		}
+		if wait, ok := p.due(p.next.Add(-time.Millisecond)); !ok || wait != time.Millisecond {
+			t.Errorf("after %d failures: due in %v, %v", i+1, wait, ok)
 		}
 	}
 	for range 70 {
 		p.made(errors.New("no"))
 	}
-	if wait, ok := p.due(time.Now()); !ok || wait > poolMaxRetry || wait < poolMaxRetry/2 {
-		t.Errorf("after many: %v, %v", wait, ok)
+	before := time.Now()
+	p.made(errors.New("no"))
+	if p.next.Before(before.Add(poolMaxRetry)) || p.next.After(time.Now().Add(poolMaxRetry)) {
+		t.Errorf("after many: in %v", p.next.Sub(before))
 	}
 }
 
