@@ -475,11 +475,20 @@ func removeCgroup(t testing.TB, name string) {
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		dirs, _ := filepath.Glob(pattern + strings.TrimPrefix(name, "/"))
 		for _, d := range dirs {
-			if err := os.Remove(d); err != nil {
+			if err := rmdir(d); err != nil {
 				t.Error(err)
 			}
 		}
 	}
+}
+
+// rmdir removes a cgroup. One whose last process is just being reaped is busy for a moment.
+func rmdir(d string) error {
+	err := os.Remove(d)
+	for deadline := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = os.Remove(d) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return err
 }
 
 // endTasks is for tests that have failed and could not.

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,10 +111,8 @@ func testPods(k *kubelet, ref string) {
 	}
 
 	// Attach: what is typed goes in, and what is written comes out.
-	echo := p.logged(ref, object{"stdin": true}, "sh", "-c", "read line; echo got $line; exit 5")
-	if got := p.stream("hello\n", "attach", "-i", echo); !strings.Contains(got, "got hello") {
-		k.Errorf("attach: %q", got)
-	}
+	echo := p.logged(ref, object{"stdin": true}, "sh", "-c", "read line; echo got $line; read line; exit 5")
+	p.attach(echo, "hello\n", "got hello", "bye\n")
 	if got := p.ended(echo); got != 5 {
 		k.Errorf("exit code %d, want 5", got)
 	}
@@ -148,6 +145,39 @@ func testPods(k *kubelet, ref string) {
 // stream runs crictl with an input, and returns what comes back.
 func (p *pod) stream(in string, args ...string) string {
 	p.Helper()
+	out := new(lockedBuffer)
+	cmd, stdin := p.streaming(out, args...)
+	_, err := io.WriteString(stdin, in)
+	if err := errors.Join(err, stdin.Close(), cmd.Wait()); err != nil { // the program ends with its input
+		p.Fatalf("crictl %s: %v: %s", strings.Join(args, " "), err, out.String())
+	}
+	return out.String()
+}
+
+// attach types in a container, and what makes it end only after its answer:
+// containerd lets go of who is attached when the container has ended, whatever is still on its way.
+func (p *pod) attach(id, in, want, last string) {
+	p.Helper()
+	out := new(lockedBuffer)
+	cmd, stdin := p.streaming(out, "attach", "-i", id)
+	_, err := io.WriteString(stdin, in)
+	for deadline := time.Now().Add(patience); err == nil && !strings.Contains(out.String(), want); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			err = fmt.Errorf("it does not say %q", want)
+		}
+	}
+	if err == nil {
+		_, err = io.WriteString(stdin, last)
+	} else {
+		cmd.Process.Kill()
+	}
+	if err := errors.Join(err, cmd.Wait(), stdin.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
+		p.Fatalf("attach: %v: %q", err, out.String())
+	}
+}
+
+func (p *pod) streaming(out io.Writer, args ...string) (*exec.Cmd, io.WriteCloser) {
+	p.Helper()
 	endpoint := "unix://" + p.socket()
 	cmd := exec.CommandContext(p.Context(), p.crictl, append([]string{"--config", "/dev/null", "-r", endpoint, "-i", endpoint, "-t", "30s"}, args...)...)
 	cmd.Env = p.environment()
@@ -155,19 +185,11 @@ func (p *pod) stream(in string, args ...string) string {
 	if err != nil {
 		p.Fatal(err)
 	}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		p.Fatal(err)
 	}
-	_, werr := io.WriteString(stdin, in)
-	if args[0] == "exec" { // the program ends with its input
-		werr = errors.Join(werr, stdin.Close())
-	}
-	if err := errors.Join(werr, cmd.Wait()); err != nil {
-		p.Fatalf("crictl %s: %v: %s", strings.Join(args, " "), err, out.String())
-	}
-	return out.String()
+	return cmd, stdin
 }
 
 // TestSnaprunCritest: of the suite what concerns runtimes, with snaprun.

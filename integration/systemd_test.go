@@ -230,7 +230,7 @@ func (s *serviceManager) cleanUp() {
 			return nil
 		})
 		for i := range all {
-			if err := os.Remove(all[len(all)-1-i]); err != nil {
+			if err := rmdir(all[len(all)-1-i]); err != nil {
 				s.Error(err)
 			}
 		}
