@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -23,12 +24,29 @@ func TestMain(m *testing.M) {
 		flag.Set("test.parallel", "12") // most wait for timeouts, not for a CPU
 	}
 	os.Exit(networktest.Main(func() int {
+		had := peersCgroups()
 		code := m.Run()
+		for _, d := range peersCgroups() { // empty, or its test has failed
+			if !slices.Contains(had, d) {
+				os.Remove(d)
+			}
+		}
 		if binaries != "" {
 			os.RemoveAll(binaries)
 		}
 		return code
 	}))
+}
+
+// peersCgroups are those that containerd and buildkitd make for all containers of a kind, and leave.
+func peersCgroups() (dirs []string) {
+	for _, name := range []string{"buildkit", "default", "k8s.io"} {
+		for _, top := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			found, _ := filepath.Glob(top + name)
+			dirs = append(dirs, found...)
+		}
+	}
+	return dirs
 }
 
 // binaries is where snapd was built.
