@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net"
 	"os"
@@ -19,6 +20,9 @@ func (m *machine) everyPath() (all []string) {
 	m.Helper()
 	for _, top := range []string{m.root, m.run} {
 		must(m, filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) { // since its directory was read
+				return nil
+			}
 			all = append(all, path)
 			if filepath.Dir(path) == filepath.Join(m.root, "containers") {
 				return fs.SkipDir
