@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,8 +20,8 @@ import (
 
 const systemdProgram = "/lib/systemd/systemd"
 
-// systemdScript makes a place for a service manager: its own /run and cgroups,
-// and for the rest the machine as it is. Mounts below the machine's directory, $1, which
+// systemdScript makes a place for a service manager: its own /run and cgroups, of all hierarchies,
+// as at its end it removes every empty group that it sees, and for the rest the machine as it is. Mounts below the machine's directory, $1, which
 // is shared, are seen by all, as those of a service without a mount namespace.
 const systemdScript = `
 set -e
@@ -30,17 +31,17 @@ mkdir -p /run/systemd/system "$XDG_RUNTIME_DIR/systemd" "$XDG_CONFIG_HOME"
 chmod 700 "$XDG_RUNTIME_DIR"
 cp -r "$1/units" "$XDG_RUNTIME_DIR/systemd/user"
 ln -s "$XDG_RUNTIME_DIR/systemd/private" /run/systemd/private # as if it were the machine's
-if [ -d /sys/fs/cgroup/systemd ]; then
-	umount /sys/fs/cgroup/systemd
-	mount -t cgroup -o none,name=systemd none /sys/fs/cgroup/systemd
-	if [ -d /sys/fs/cgroup/unified ]; then
-		umount /sys/fs/cgroup/unified
-		mount -t cgroup2 none /sys/fs/cgroup/unified
-	fi
-else
-	umount /sys/fs/cgroup
-	mount -t cgroup2 none /sys/fs/cgroup
-fi
+cp /proc/self/mounts /run/mounts
+while read -r _ dir type options _; do
+	case $type:$options in
+	cgroup:*name=*) options=none,name=${options##*name=} ;;
+	cgroup:*) options=${dir##*/} ;;
+	cgroup2:*) options=rw ;;
+	*) continue ;;
+	esac
+	umount "$dir"
+	mount -t $type -o $options none "$dir"
+done </run/mounts
 [ -z "$2" ] || { umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; }
 exec ` + systemdProgram + ` --user --unit=basic.target --log-target=console --log-level=warning
 `
@@ -73,14 +74,26 @@ func (s *serviceManager) begin(dropIns map[string]string) *serviceManager {
 	m.Cleanup(s.cleanUp)
 	s.units(dropIns)
 	name := filepath.Base(m.dir) + "-systemd"
-	for _, d := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
-		if d == "/sys/fs/cgroup" && len(s.cgroups) > 0 || !exists(filepath.Join(d, "cgroup.procs")) {
+	tops, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if exists("/sys/fs/cgroup/cgroup.procs") {
+		tops = []string{"/sys/fs/cgroup/cgroup.procs"}
+	}
+	for _, top := range tops {
+		top = filepath.Dir(top)
+		if fi, err := os.Lstat(top); err != nil || !fi.IsDir() { // cpu is a link to cpu,cpuacct on some
 			continue
 		}
-		d = filepath.Join(d, name)
+		d := filepath.Join(top, name)
 		s.cgroups = append(s.cgroups, d)
 		if err := os.Mkdir(d, 0o755); err != nil {
 			m.Fatal(err)
+		}
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} { // of version 1, whose groups begin without any
+			if b, err := os.ReadFile(filepath.Join(top, file)); err == nil && exists(filepath.Join(d, "cgroup.clone_children")) {
+				if err := errors.Join(os.WriteFile(filepath.Join(d, file), b, 0), os.WriteFile(filepath.Join(d, "cgroup.clone_children"), []byte("1"), 0)); err != nil {
+					m.Fatal(err)
+				}
+			}
 		}
 	}
 	enter := ""
@@ -108,9 +121,11 @@ func (s *serviceManager) prefix() []string {
 	s.Helper()
 	enter := ""
 	for _, d := range s.cgroups {
-		d = filepath.Join(d, "runner") // with version 2 nobody is in a group that has others below
-		if err := os.Mkdir(d, 0o755); err != nil && !os.IsExist(err) {
-			s.Fatal(err)
+		if !exists(filepath.Join(d, "tasks")) { // with version 2 nobody is in a group that has others below
+			d = filepath.Join(d, "runner")
+			if err := os.Mkdir(d, 0o755); err != nil && !os.IsExist(err) {
+				s.Fatal(err)
+			}
 		}
 		enter += "echo $$ >" + d + "/cgroup.procs; "
 	}
