@@ -226,6 +226,11 @@ func (s *supervisor) announce(pid int) {
 		s.notified = true
 		s.log.Info("ready", "socket", Socket(s.o.Run))
 		state = "READY=1\n" + state
+		defer func() {
+			if err := slim(); err != nil {
+				s.log.Debug("the pages of the program stay", "err", err)
+			}
+		}()
 	} else if s.reloading {
 		state = "READY=1\n" + state
 	}
