@@ -111,8 +111,8 @@ func (s *Service) open() error {
 	if old != nil {
 		return old.close()
 	}
-	s.attend(func() { s.watch(s.base) })
-	s.attend(func() { s.watchBridge(s.base) })
+	s.attend(func() { s.watch(s.base, s.watchedTables()) })
+	s.attend(func() { s.watch(s.base, s.watchedBridge()) })
 	return nil
 }
 

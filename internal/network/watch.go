@@ -12,46 +12,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch makes our tables anew when somebody removes them, as a service that
-// flushes the whole ruleset before it loads its own does: without them nothing
-// is published, nobody is kept out, and 127.0.0.0/8 is open to containers.
-func (s *Service) watch(ctx context.Context) {
-	f, err := subscribe()
-	if err != nil {
-		s.Log.Warn("nobody will notice if the containers' tables are removed", "err", err)
-		return
-	}
-	defer f.Close()
-	defer context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })()
-	b := make([]byte, 64<<10)
-	for ctx.Err() == nil {
-		n, err := f.Read(b)
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // some messages were lost
-		case err != nil:
-			if ctx.Err() == nil {
-				s.Log.Warn("nobody will notice any more if the containers' tables are removed", "err", err)
-			}
-			return
-		case !tableDeleted(b[:n]):
-			continue
-		}
-		if s.haveTables() {
-			continue
-		}
-		s.Log.Warn("the containers' tables were removed; making them anew", "table", s.Bridge)
-		if err := s.repair(); err != nil {
-			s.Log.Error("the containers' tables cannot be made anew", "err", err)
-		}
-	}
+// A watched is something of ours that others can remove.
+type watched struct {
+	what      string
+	subscribe func() (*os.File, error)
+	concerns  func(messages []byte) bool // whether they may tell of its removal
+	gone      func() bool
 }
 
-// watchBridge makes the bridge anew when somebody removes it under containers:
-// their links are left, and lead nowhere.
-func (s *Service) watchBridge(ctx context.Context) {
-	f, err := subscribeLinks()
+// watchedTables are removed by a service that flushes the whole ruleset before it
+// loads its own: then nothing is published, nobody is kept out, and 127.0.0.0/8
+// is open to containers.
+func (s *Service) watchedTables() watched {
+	return watched{"tables", subscribe, tableDeleted, func() bool { return !s.haveTables() }}
+}
+
+// watchedBridge is what the links of containers lead to: without it, nowhere.
+func (s *Service) watchedBridge() watched {
+	return watched{"bridge", subscribeLinks, func(b []byte) bool { return linkDeleted(b, s.bridgeInUse()) }, s.bridgeGone}
+}
+
+// watch makes w anew when somebody removes it, until ctx ends.
+func (s *Service) watch(ctx context.Context, w watched) {
+	log := s.Log.With("what", w.what, "bridge", s.Bridge)
+	f, err := w.subscribe()
 	if err != nil {
-		s.Log.Warn("nobody will notice if the containers' bridge is removed", "err", err)
+		log.Warn("nobody will notice if it is removed", "err", err)
 		return
 	}
 	defer f.Close()
@@ -63,18 +49,18 @@ func (s *Service) watchBridge(ctx context.Context) {
 		case errors.Is(err, unix.ENOBUFS): // some messages were lost
 		case err != nil:
 			if ctx.Err() == nil {
-				s.Log.Warn("nobody will notice any more if the containers' bridge is removed", "err", err)
+				log.Warn("nobody will notice any more if it is removed", "err", err)
 			}
 			return
-		case !linkDeleted(b[:n], s.bridgeInUse()):
+		case !w.concerns(b[:n]):
 			continue
 		}
-		if !s.bridgeGone() {
+		if !w.gone() {
 			continue
 		}
-		s.Log.Warn("the containers' bridge was removed; making it anew", "bridge", s.Bridge)
+		log.Warn("what containers need was removed; making it anew")
 		if err := s.repair(); err != nil {
-			s.Log.Error("the containers' bridge cannot be made anew", "err", err)
+			log.Error("it cannot be made anew", "err", err)
 		}
 	}
 }
