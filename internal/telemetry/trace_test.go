@@ -266,14 +266,14 @@ func TestNilTracer(t *testing.T) {
 }
 
 // upload sends something by a client that is impatient.
-func upload(t *testing.T, endpoint string, n int) (log string) {
+func upload(t *testing.T, endpoint string, n int, timeout time.Duration) (log string) {
 	t.Helper()
 	var b bytes.Buffer
 	c, err := newClient(endpoint, func(string) string { return "" }, slog.New(slog.NewTextHandler(&b, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.backoff, c.timeout = time.Millisecond, 100*time.Millisecond
+	c.backoff, c.timeout = time.Millisecond, timeout
 	for range n {
 		if err := c.UploadTraces(context.Background(), []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{Name: "x"}}}}}}); err != nil {
 			t.Fatal(err)
@@ -294,7 +294,7 @@ func TestCollectorThatFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCollector(t, test.answers...)
-			log := upload(t, c.URL, 1)
+			log := upload(t, c.URL, 1, time.Minute)
 			if len(c.requests) != test.requests || len(c.spans()) != test.sent {
 				t.Errorf("%d requests, %d spans, want %d and %d", len(c.requests), len(c.spans()), test.requests, test.sent)
 			}
@@ -306,11 +306,11 @@ func TestCollectorThatFails(t *testing.T) {
 }
 
 func TestLossIsSaidOnce(t *testing.T) {
-	if log := upload(t, "http://127.0.0.1:1/v1/traces", 3); strings.Count(log, "spans are lost") != 1 {
+	if log := upload(t, "http://127.0.0.1:1/v1/traces", 3, 100*time.Millisecond); strings.Count(log, "spans are lost") != 1 {
 		t.Errorf("log: %s", log)
 	}
 	c := newCollector(t, 400, 400)
-	log := upload(t, c.URL, 4)
+	log := upload(t, c.URL, 4, 100*time.Millisecond)
 	if strings.Count(log, "spans are lost") != 1 || strings.Count(log, "sent again") != 1 {
 		t.Errorf("log: %s", log)
 	}
